@@ -1,0 +1,37 @@
+#include "lapidary/ops/adamw.h"
+
+#include "lapidary/ops/cpu/cpu.h"
+#include "lapidary/ops/dispatch.h"
+#include "lapidary/ops/ref/ref.h"
+
+namespace lapidary::ops {
+namespace {
+
+void check(const AdamWArgs& a) {
+  const Check c("adamw");
+  const Dtype acc = accumulate_dtype(a.param.dtype());
+  c.optional("master", a.master, a.param.shape(), acc);
+  c.that(a.master.defined() || a.param.dtype() == acc, "a 16-bit parameter needs a master copy");
+  c.tensor("grad", a.grad, a.param.shape(), acc);
+  c.tensor("m", a.m, a.param.shape(), acc);
+  c.tensor("v", a.v, a.param.shape(), acc);
+  c.that(a.step >= 1, "step counts from 1");
+}
+
+}  // namespace
+
+void adamw(Context& ctx, const AdamWArgs& a) {
+  check(a);
+  dispatch(
+      ctx, "adamw", [&] { cpu::adamw(ctx, a); }, [&] { ref::adamw(ctx, a); });
+}
+
+double sum_of_squares(Context& ctx, const ConstTensor& t) {
+  double sum = 0.0;
+  dispatch(
+      ctx, "sum_of_squares", [&] { sum = cpu::sum_of_squares(ctx, t); },
+      [&] { sum = ref::sum_of_squares(ctx, t); });
+  return sum;
+}
+
+}  // namespace lapidary::ops

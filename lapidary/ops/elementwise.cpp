@@ -1,0 +1,45 @@
+#include "lapidary/ops/elementwise.h"
+
+#include <cstring>
+
+#include "lapidary/ops/cpu/cpu.h"
+#include "lapidary/ops/dispatch.h"
+#include "lapidary/ops/ref/ref.h"
+
+namespace lapidary::ops {
+namespace {
+
+void check(const AxpbyArgs& a) {
+  const Check c("axpby");
+  c.rank("a", a.a, 2);
+  c.shape("out", a.out, a.a.shape());
+  if (a.b.defined()) c.shape("b", a.b, a.a.shape());
+}
+
+void check(const ScaleByArgs& a) {
+  const Check c("scale_by");
+  c.rank("a", a.a, 2);
+  c.tensor("s", a.s, {1}, a.a.dtype());
+  c.tensor("out", a.out, a.a.shape(), a.a.dtype());
+}
+
+}  // namespace
+
+void axpby(Context& ctx, const AxpbyArgs& a) {
+  check(a);
+  dispatch(
+      ctx, "axpby", [&] { cpu::axpby(ctx, a); }, [&] { ref::axpby(ctx, a); });
+}
+
+void scale_by(Context& ctx, const ScaleByArgs& a) {
+  check(a);
+  dispatch(
+      ctx, "scale_by", [&] { cpu::scale_by(ctx, a); }, [&] { ref::scale_by(ctx, a); });
+}
+
+void fill_zero(Context& ctx, const Tensor& t) {
+  if (!t.contiguous()) fail("fill_zero", "tensor " + t.shape().str() + " is not contiguous");
+  if (ctx.backend != Backend::meta) std::memset(t.data(), 0, static_cast<size_t>(t.bytes()));
+}
+
+}  // namespace lapidary::ops
