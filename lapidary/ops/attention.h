@@ -18,7 +18,7 @@ struct AttentionArgs {
   MaskSpec mask;
   double scale = 1.0;
   Tensor o;
-  Tensor lse;
+  Tensor lse = {};
 };
 void attention(Context& ctx, const AttentionArgs& args);
 
