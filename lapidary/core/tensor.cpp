@@ -83,16 +83,21 @@ ConstTensor ConstTensor::rows() const {
     row.strides_ = {dim(0), 1};
     return row;
   }
-  for (int i = 0; i + 2 < rank(); ++i) {
-    if (dim(i) != 1 && stride(i) != stride(i + 1) * dim(i + 1)) {
+  // Dimensions of length 1 have no say in the spacing.
+  int64_t count = 1;
+  int64_t spacing = dim(-1);
+  for (int i = rank() - 2; i >= 0; --i) {
+    if (dim(i) == 1) continue;
+    if (count == 1) {
+      spacing = stride(i);
+    } else if (stride(i) != spacing * count) {
       fail("tensor " + shape_.str(), "has rows that are not evenly spaced");
     }
+    count *= dim(i);
   }
   ConstTensor out = *this;
-  int64_t n = 1;
-  for (int i = 0; i + 1 < rank(); ++i) n *= dim(i);
-  out.shape_ = {n, dim(-1)};
-  out.strides_ = {stride(rank() - 2), 1};
+  out.shape_ = {count, dim(-1)};
+  out.strides_ = {spacing, 1};
   return out;
 }
 

@@ -13,8 +13,8 @@ struct KeyValues {
   Tensor k, v;
 };
 
-// The part of a row that one layer remembers between the steps of a generation. Sliding layers keep
-// the last window - 1 tokens between steps, full layers all of them.
+// The part of a row that one layer remembers between the steps of a generation: sliding layers the
+// last window - 1 tokens, full layers all of them. Older keys may linger; the mask hides them.
 class KeyValueCache {
  public:
   KeyValueCache() = default;

@@ -35,9 +35,9 @@ KeyValues KeyValueCache::append(Context& ctx, const KeyValues& fresh) {
   return {k_->slice(1, 0, length_), v_->slice(1, 0, length_)};
 }
 
-void KeyValueCache::trim() {
+void KeyValueCache::make_room(int64_t count) {
   const int64_t surplus = length_ - keep_;
-  if (surplus <= 0) return;
+  if (surplus <= 0 || length_ + count <= k_->dim(1)) return;
   const auto bytes = static_cast<size_t>(keep_ * token_bytes(k_.get()));
   for (int64_t b = 0; b < k_->dim(0) && k_->data() != nullptr; ++b) {
     std::memmove(at(k_.get(), b, 0), at(k_.get(), b, surplus), bytes);

@@ -22,6 +22,16 @@ struct TextInputs {
   ConstTensor packed_seq_ids = {};          // [B, S] 1-based document, 0 = padding
   ConstTensor mm_token_type_ids = {};       // [B, S] 0 text, 1 image, 2 video, 3 audio
 
+  // Inputs without data that ask for the most memory a packed or padded batch can take: for plans.
+  static TextInputs of_shape(int64_t rows, int64_t cols) {
+    const ConstTensor ids(nullptr, Dtype::i64, {rows, cols});
+    return {.input_ids = ids,
+            .position_ids = ids,
+            .attention_mask = ids,
+            .packed_seq_ids = ids,
+            .mm_token_type_ids = ids};
+  }
+
   int64_t rows() const { return shape_source().dim(0); }
   int64_t cols() const { return shape_source().dim(1); }
 

@@ -12,6 +12,9 @@
 namespace lapidary::gemma4 {
 namespace {
 
+// Steps of one token for which a full sliding cache has room: it is moved once in so many steps.
+constexpr int64_t kSlack = 64;
+
 constexpr std::array kLayerTypes = {LayerType::sliding_attention, LayerType::full_attention};
 
 size_t index_of(LayerType type) { return static_cast<size_t>(type); }
@@ -51,7 +54,7 @@ GenerationCache::GenerationCache(Backend backend, Dtype dtype, const Config& con
     const bool sliding = layer.type == LayerType::sliding_attention;
     const int64_t keep =
         sliding ? std::min(config.text.sliding_window - 1, max_tokens) : max_tokens;
-    const int64_t capacity = std::min(keep + max_step, max_tokens);
+    const int64_t capacity = std::min(keep + std::max(max_step, kSlack), max_tokens);
     layers_[i] = nn::KeyValueCache(
         backend, dtype, {rows, capacity, layer.num_key_value_heads, layer.head_dim}, keep);
     example_[index_of(layer.type)] = static_cast<int64_t>(i);
@@ -65,9 +68,8 @@ int64_t GenerationCache::first_key(LayerType type) const {
 
 nn::KeyValueCache* GenerationCache::layer(int64_t i) { return &layers_[static_cast<size_t>(i)]; }
 
-void GenerationCache::end_step(int64_t tokens) {
-  for (nn::KeyValueCache& layer : layers_) layer.trim();
-  length_ += tokens;
+void GenerationCache::begin_step(int64_t tokens) {
+  for (nn::KeyValueCache& layer : layers_) layer.make_room(tokens);
 }
 
 Gemma4TextModel::Gemma4TextModel(const Config& config) : config_(config) {
@@ -228,6 +230,7 @@ Tensor Gemma4TextModel::forward(Context& ctx, const TextInputs& inputs, const Op
   pass.x.resize(layers + 1);
   pass.routing.resize(layers);
   pass.saved.resize(layers);
+  if (options.cache != nullptr) options.cache->begin_step(inputs.cols());
   const int64_t offset = options.cache != nullptr ? options.cache->length() : 0;
   pass.inputs = prepare_inputs(ctx, config_, inputs, offset);
   plan_attention(ctx, options, pass);

@@ -19,7 +19,8 @@ class GenerationCache {
   // Index of the first key that layers of this type still hold.
   int64_t first_key(LayerType type) const;
   nn::KeyValueCache* layer(int64_t i);
-  void end_step(int64_t tokens);
+  void begin_step(int64_t tokens);
+  void end_step(int64_t tokens) { length_ += tokens; }
 
  private:
   std::vector<nn::KeyValueCache> layers_;      // one per layer, empty for sharing layers
