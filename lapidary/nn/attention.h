@@ -22,10 +22,10 @@ class KeyValueCache {
   KeyValueCache(Backend backend, Dtype dtype, const Shape& bthd, int64_t keep);
 
   int64_t first() const { return first_; }  // index in the row of the first key held
-  // Appends k, v [B, S, G, D] and returns all keys held, the new ones included. trim() ends the
-  // step.
+  // Before a step of `count` tokens: forgets what need not be kept, if room is short.
+  void make_room(int64_t count);
+  // Appends k, v [B, S, G, D] and returns all keys held, the new ones included.
   KeyValues append(Context& ctx, const KeyValues& fresh);
-  void trim();
 
  private:
   OwnedTensor k_, v_;
