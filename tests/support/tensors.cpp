@@ -75,6 +75,16 @@ void copy(const ConstTensor& from, const Tensor& to) {
   for (int64_t i = 0; i < from.numel(); ++i) set(to, i, complex_at(from, i));
 }
 
+Spread spread(const ConstTensor& t) {
+  Shape wide = t.shape();
+  for (int i = 1; i < t.rank(); ++i) wide[i] += 3;
+  Spread out{poisoned(t.dtype(), wide), {}};
+  out.view = out.base.get();
+  for (int i = 1; i < t.rank(); ++i) out.view = out.view.slice(i, 1, t.dim(i));
+  copy(t, out.view);
+  return out;
+}
+
 std::complex<double> complex_at(const ConstTensor& t, int64_t index) {
   const int64_t o = offset_of(t, index);
   switch (t.dtype()) {

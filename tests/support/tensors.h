@@ -30,6 +30,14 @@ OwnedTensor cast(const ConstTensor& t, Dtype dtype);
 // Copies values, converting as cast() does. Shapes must be equal.
 void copy(const ConstTensor& from, const Tensor& to);
 
+// The same values with gaps around them, NaN in every float type: no dimension but the last is
+// dense. Rank 2 and above.
+struct Spread {
+  OwnedTensor base;
+  Tensor view;
+};
+Spread spread(const ConstTensor& t);
+
 // The element at a row-major index, of any element type.
 std::complex<double> complex_at(const ConstTensor& t, int64_t index);
 double at(const ConstTensor& t, int64_t index);  // its real part
