@@ -55,7 +55,8 @@ int64_t row_alignment(const Context& ctx);  // the backend's favourite
 
 // Sorts (token, slot) pairs by expert.
 //   indices [T, K] i32   weights [T, K]   token_valid [T] u8 (0: no pair is made; undefined: all)
-//   counts [E] i32, offsets [E + 1] i32 (segment starts; the last is the number of rows in use)
+//   counts [E] i32, offsets [E + 1] i32 (segment starts; the last, a multiple of align
+//   too, is the number of rows in use)
 //   row_token [R] i32 (-1 in gaps and beyond)  row_weight [R] (0 there)  pair_row [T, K] i32 (-1:
 //   none) R = max_sorted_rows. loads [E] i64, if defined: += counts, for reports.
 struct MoeSortArgs {
