@@ -114,16 +114,18 @@ void Gemma4ForConditionalGeneration::check_parallel(const Config& config,
 }
 
 void Gemma4ForConditionalGeneration::initialize_weights(uint64_t seed) {
+  for_each_parameter([&](Parameter& p) { initialize_parameter(p, seed); });
+}
+
+void Gemma4ForConditionalGeneration::initialize_parameter(Parameter& p, uint64_t seed) {
   const TextConfig& text = config().text;
-  for_each_parameter([&](Parameter& p) {
-    Rng rng(seed, stream_of(p.name.c_str()));
-    const bool ones = p.init == Init::ones;
-    fill(rng, p.value, 0, ones ? 1.0 : 0.0, ones ? 0.0 : text.initializer_range);
-    if (p.init == Init::normal_pad_row_zero) {
-      const Tensor row = p.value.slice(0, *text.pad_token_id, 1);
-      fill(rng, row, row.numel(), 0.0, 0.0);
-    }
-  });
+  Rng rng(seed, stream_of(p.name.c_str()));
+  const bool ones = p.init == Init::ones;
+  fill(rng, p.value, 0, ones ? 1.0 : 0.0, ones ? 0.0 : text.initializer_range);
+  if (p.init == Init::normal_pad_row_zero) {
+    const Tensor row = p.value.slice(0, *text.pad_token_id, 1);
+    fill(rng, row, row.numel(), 0.0, 0.0);
+  }
 }
 
 void Gemma4ForConditionalGeneration::for_each_parameter(const std::function<void(Parameter&)>& f) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,14 +24,14 @@ struct ParallelSizes {
 struct ModelOptions {
   Dtype dtype = Dtype::f32;  // f32 or bf16 on cpu; f64 or c128 on ref
   Backend backend = Backend::cpu;
-  ParallelSizes parallel;  // unsupported axes are refused before anything is loaded
+  ParallelSizes parallel = {};  // unsupported axes are refused before anything is loaded
   uint64_t seed = 42;      // from_config
 };
 
 struct ForwardOptions {
   // 0: logits of all positions; n: of the last n; or exactly the positions listed.
   int64_t logits_to_keep = 0;
-  std::vector<int64_t> logits_positions;
+  std::vector<int64_t> logits_positions = {};
   bool output_hidden_states = false;
   ops::ImageRule image_rule = ops::ImageRule::google;
 };
@@ -44,6 +45,19 @@ struct ForwardOutput {
 struct MemoryPlan {
   int64_t activations = 0;
   int64_t scratch = 0;
+};
+
+// What from_pretrained noticed.
+struct LoadReport {
+  std::vector<std::string> warnings;
+  std::vector<std::string> passthrough;  // tower tensors: not loaded, copied on export
+};
+struct SaveOptions {
+  Dtype dtype = Dtype::bf16;  // f32, bf16 or f16
+  int64_t max_shard_bytes = 5'000'000'000;
+  bool overwrite = false;
+  std::string tokenizer_source;              // directory; empty: where the model came from
+  std::map<std::string, std::string> files = {};  // more small files by name
 };
 
 struct LossOptions {
@@ -70,8 +84,14 @@ class Gemma4ForConditionalGeneration {
   // normal(0, initializer_range), pad rows zero, norms and scales one. Never all zeros. Each
   // tensor's values depend on seed and name alone.
   void initialize_weights(uint64_t seed);
+  void initialize_parameter(Parameter& parameter, uint64_t seed);
   // With a tied head the logits read embed_tokens; returns whether the head is tied.
   bool tie_weights() const { return config().tie_word_embeddings; }
+
+  // Writes a Hugging Face directory, whole or not at all: shards, index, config.json in the form
+  // that was read, tokenizer files. Tensors of towers are copied from the source.
+  void save_pretrained(const std::string& directory, const SaveOptions& options);
+  const LoadReport& load_report() const { return load_report_; }
 
   // Inference. The context needs the memory of plan_forward(). Outputs own their memory.
   ForwardOutput forward(Context& ctx, const TextInputs& inputs, const ForwardOptions& options);
@@ -114,6 +134,8 @@ class Gemma4ForConditionalGeneration {
   Parameter lm_head_;                      // untied only
   std::vector<OwnedTensor> values_, gradients_;
   Gemma4TextModel::Pass pass_;
+  std::string source_;  // where from_pretrained read
+  LoadReport load_report_;
 };
 
 }  // namespace lapidary::gemma4
