@@ -15,7 +15,7 @@ struct RouterArgs {
   ConstTensor scale;
   ConstTensor proj;
   ConstTensor per_expert_scale;
-  Tensor rstd;
+  Tensor rstd = {};
   Tensor indices;
   Tensor shares;
   Tensor weights;
@@ -40,9 +40,9 @@ struct RouterBwdArgs {
   ConstTensor pair_row;
   ConstTensor drow_weight;
   Tensor du;
-  Tensor dscale;
-  Tensor dproj;
-  Tensor dper_expert_scale;
+  Tensor dscale = {};
+  Tensor dproj = {};
+  Tensor dper_expert_scale = {};
 };
 void router_bwd(Context& ctx, const RouterBwdArgs& args);
 
@@ -62,14 +62,14 @@ int64_t row_alignment(const Context& ctx);  // the backend's favourite
 struct MoeSortArgs {
   ConstTensor indices;
   ConstTensor weights;
-  ConstTensor token_valid;
+  ConstTensor token_valid = {};
   int64_t align = 1;
   Tensor counts;
   Tensor offsets;
   Tensor row_token;
   Tensor row_weight;
   Tensor pair_row;
-  Tensor loads;
+  Tensor loads = {};
 };
 void moe_sort(Context& ctx, const MoeSortArgs& args);
 
