@@ -15,7 +15,7 @@ struct AttentionArgs {
   ConstTensor q;
   ConstTensor k;
   ConstTensor v;
-  MaskSpec mask;
+  MaskSpec mask = {};
   double scale = 1.0;
   Tensor o;
   Tensor lse = {};
@@ -33,7 +33,7 @@ struct AttentionBwdArgs {
   ConstTensor v;
   ConstTensor o;
   ConstTensor lse;
-  MaskSpec mask;
+  MaskSpec mask = {};
   double scale = 1.0;
   Tensor dq;
   Tensor dk;

@@ -15,7 +15,7 @@ struct RouterArgs {
   ConstTensor scale;
   ConstTensor proj;
   ConstTensor per_expert_scale;
-  Tensor rstd;
+  Tensor rstd = {};
   Tensor indices;
   Tensor shares;
   Tensor weights;
