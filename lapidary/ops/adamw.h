@@ -11,7 +11,7 @@ namespace lapidary::ops {
 //   master.
 struct AdamWArgs {
   Tensor param;
-  Tensor master;
+  Tensor master = {};
   ConstTensor grad;
   Tensor m;
   Tensor v;

@@ -15,10 +15,10 @@ struct AttentionArgs {
   ConstTensor q;
   ConstTensor k;
   ConstTensor v;
-  MaskSpec mask;
+  MaskSpec mask = {};
   double scale = 1.0;
   Tensor o;
-  Tensor lse;
+  Tensor lse = {};
 };
 void attention(Context& ctx, const AttentionArgs& args);
 
@@ -33,7 +33,7 @@ struct AttentionBwdArgs {
   ConstTensor v;
   ConstTensor o;
   ConstTensor lse;
-  MaskSpec mask;
+  MaskSpec mask = {};
   double scale = 1.0;
   Tensor dq;
   Tensor dk;

@@ -8,7 +8,7 @@ namespace lapidary::ops {
 // family, computed in accumulate_dtype, rounded once. out may alias a or b. Rank 2, any row stride.
 struct AxpbyArgs {
   ConstTensor a;
-  ConstTensor b;
+  ConstTensor b = {};
   double alpha = 1.0;
   double beta = 1.0;
   Tensor out;

@@ -10,7 +10,7 @@ namespace lapidary::ops {
 struct GegluArgs {
   ConstTensor gate;
   ConstTensor up;
-  ConstTensor row_weight;
+  ConstTensor row_weight = {};
   Tensor h;
 };
 void geglu(Context& ctx, const GegluArgs& args);
@@ -23,11 +23,11 @@ struct GegluBwdArgs {
   ConstTensor dh;
   ConstTensor gate;
   ConstTensor up;
-  ConstTensor row_weight;
+  ConstTensor row_weight = {};
   Tensor dgate;
   Tensor dup;
   bool accumulate_dup = false;
-  Tensor drow_weight;
+  Tensor drow_weight = {};
 };
 void geglu_bwd(Context& ctx, const GegluBwdArgs& args);
 

@@ -19,8 +19,8 @@ struct LinearCrossEntropyArgs {
   double softcap = 0.0;
   double grad_scale = 1.0;
   Tensor loss;
-  Tensor dx;
-  Tensor dw;
+  Tensor dx = {};
+  Tensor dw = {};
 };
 void linear_cross_entropy(Context& ctx, const LinearCrossEntropyArgs& args);
 

@@ -22,12 +22,12 @@ struct MaskSpec {
   int64_t query_offset = 0;
   int64_t key_offset = 0;
   ImageRule image_rule = ImageRule::google;
-  ConstTensor key_valid;     // [B, T] u8, 0 = padding; undefined: all valid
-  ConstTensor query_docs;    // [B, S] i32, packed_seq_ids: 1-based document, 0 = padding
-  ConstTensor key_docs;      // [B, T] i32, the same of the keys; both or neither
-  ConstTensor query_blocks;  // [B, S] i32, image block of the token, -1 = none
-  ConstTensor key_blocks;    // [B, T] i32; both or neither
-  ConstTensor dense;         // [B, S, T] u8, 1 = visible: replaces everything above
+  ConstTensor key_valid = {};     // [B, T] u8, 0 = padding; undefined: all valid
+  ConstTensor query_docs = {};    // [B, S] i32, packed_seq_ids: 1-based document, 0 = padding
+  ConstTensor key_docs = {};      // [B, T] i32, the same of the keys; both or neither
+  ConstTensor query_blocks = {};  // [B, S] i32, image block of the token, -1 = none
+  ConstTensor key_blocks = {};    // [B, T] i32; both or neither
+  ConstTensor dense = {};         // [B, S, T] u8, 1 = visible: replaces everything above
 
   bool visible(int64_t b, int64_t s, int64_t t) const;
   // Every key that query s of row b sees lies in [first, last); the range may hold blind ones.

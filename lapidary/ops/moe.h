@@ -15,7 +15,7 @@ struct RouterArgs {
   ConstTensor scale;
   ConstTensor proj;
   ConstTensor per_expert_scale;
-  Tensor rstd;
+  Tensor rstd = {};
   Tensor indices;
   Tensor shares;
   Tensor weights;
@@ -40,9 +40,9 @@ struct RouterBwdArgs {
   ConstTensor pair_row;
   ConstTensor drow_weight;
   Tensor du;
-  Tensor dscale;
-  Tensor dproj;
-  Tensor dper_expert_scale;
+  Tensor dscale = {};
+  Tensor dproj = {};
+  Tensor dper_expert_scale = {};
 };
 void router_bwd(Context& ctx, const RouterBwdArgs& args);
 
@@ -55,20 +55,21 @@ int64_t row_alignment(const Context& ctx);  // the backend's favourite
 
 // Sorts (token, slot) pairs by expert.
 //   indices [T, K] i32   weights [T, K]   token_valid [T] u8 (0: no pair is made; undefined: all)
-//   counts [E] i32, offsets [E + 1] i32 (segment starts; the last is the number of rows in use)
+//   counts [E] i32, offsets [E + 1] i32 (segment starts; the last, a multiple of align
+//   too, is the number of rows in use)
 //   row_token [R] i32 (-1 in gaps and beyond)  row_weight [R] (0 there)  pair_row [T, K] i32 (-1:
 //   none) R = max_sorted_rows. loads [E] i64, if defined: += counts, for reports.
 struct MoeSortArgs {
   ConstTensor indices;
   ConstTensor weights;
-  ConstTensor token_valid;
+  ConstTensor token_valid = {};
   int64_t align = 1;
   Tensor counts;
   Tensor offsets;
   Tensor row_token;
   Tensor row_weight;
   Tensor pair_row;
-  Tensor loads;
+  Tensor loads = {};
 };
 void moe_sort(Context& ctx, const MoeSortArgs& args);
 

@@ -11,10 +11,10 @@ namespace lapidary::ops {
 // undefined in inference. When the residual is set, the sum is formed before the one rounding.
 struct RmsNormArgs {
   ConstTensor x;
-  ConstTensor w;
-  ConstTensor residual;
+  ConstTensor w = {};
+  ConstTensor residual = {};
   Tensor y;
-  Tensor rstd;
+  Tensor rstd = {};
   double eps = 1e-6;
 };
 void rms_norm(Context& ctx, const RmsNormArgs& args);
@@ -26,11 +26,11 @@ void rms_norm(Context& ctx, const RmsNormArgs& args);
 struct RmsNormBwdArgs {
   ConstTensor dy;
   ConstTensor x;
-  ConstTensor w;
+  ConstTensor w = {};
   ConstTensor rstd;
-  Tensor dx;
+  Tensor dx = {};
   bool accumulate_dx = false;
-  Tensor dw;
+  Tensor dw = {};
 };
 void rms_norm_bwd(Context& ctx, const RmsNormBwdArgs& args);
 

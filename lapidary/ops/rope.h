@@ -26,7 +26,7 @@ struct NormRopeArgs {
   ConstTensor cos;
   ConstTensor sin;
   Tensor y;
-  Tensor rstd;
+  Tensor rstd = {};
   double eps = 1e-6;
 };
 void norm_rope(Context& ctx, const NormRopeArgs& args);
@@ -42,7 +42,7 @@ struct NormRopeBwdArgs {
   ConstTensor rstd;
   Tensor dx;
   bool accumulate_dx = false;
-  Tensor dw;
+  Tensor dw = {};
 };
 void norm_rope_bwd(Context& ctx, const NormRopeBwdArgs& args);
 
