@@ -16,12 +16,12 @@ std::optional<WsdStyle> parse_wsd_style(const std::string& text);
 // Unset fields follow from the peak rate and from the length of the run; see LrSchedule::make.
 struct LrScheduleOptions {
   DecayStyle decay_style = DecayStyle::cosine;
-  std::optional<double> init_lr;           // 0.1 lr
-  std::optional<double> min_lr;            // 0.01 lr
-  std::optional<int64_t> warmup_steps;     // min(1000, total / 10)
-  std::optional<int64_t> decay_steps;      // total
-  WsdStyle wsd_style = WsdStyle::linear;   // shape of the tail of wsd
-  std::optional<int64_t> wsd_decay_steps;  // length of the tail; wsd needs it
+  std::optional<double> init_lr = {};           // 0.1 lr
+  std::optional<double> min_lr = {};            // 0.01 lr
+  std::optional<int64_t> warmup_steps = {};     // min(1000, total / 10)
+  std::optional<int64_t> decay_steps = {};      // total
+  WsdStyle wsd_style = WsdStyle::linear;        // shape of the tail of wsd
+  std::optional<int64_t> wsd_decay_steps = {};  // length of the tail; wsd needs it
 };
 
 // The learning rate as a function of n, the number of optimiser steps done so far: step n + 1 uses
