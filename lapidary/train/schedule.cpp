@@ -40,6 +40,17 @@ std::optional<WsdStyle> parse_wsd_style(const std::string& text) {
   return std::nullopt;
 }
 
+int64_t scheduled_steps(int64_t epochs, int64_t batches_per_epoch, int64_t batches_per_step,
+                        std::optional<int64_t> max_steps) {
+  int64_t batches = 0;
+  if (epochs < 0 || batches_per_epoch < 0 || batches_per_step <= 0 ||
+      __builtin_mul_overflow(epochs, batches_per_epoch, &batches)) {
+    fail("step_scheduler", "no sensible number of steps", "use smaller, positive numbers");
+  }
+  const int64_t steps = batches / batches_per_step;
+  return max_steps ? std::min(steps, *max_steps) : steps;
+}
+
 LrSchedule LrSchedule::constant(double lr) {
   LrSchedule schedule;
   schedule.init_lr_ = schedule.max_lr_ = schedule.min_lr_ = lr;

@@ -24,6 +24,12 @@ struct LrScheduleOptions {
   std::optional<int64_t> wsd_decay_steps = {};  // length of the tail; wsd needs it
 };
 
+// Optimiser steps that a schedule is laid out for, as NeMo counts them: epochs times micro-batches
+// of an epoch over micro-batches of a step, rounded down, at most max_steps. A run whose epochs end
+// in a partial step is a little longer; its last steps have the final rate.
+int64_t scheduled_steps(int64_t epochs, int64_t batches_per_epoch, int64_t batches_per_step,
+                        std::optional<int64_t> max_steps);
+
 // The learning rate as a function of n, the number of optimiser steps done so far: step n + 1 uses
 // lr(n), and lr(n + 1) is what NeMo logs for it. With w = warmup, d = decay steps:
 //   n <= w, w > 0        init + (max - init) n / w

@@ -20,12 +20,13 @@ std::string digits(double lr) {
 
 LrScheduleOptions style(DecayStyle decay) { return {.decay_style = decay}; }
 
-// The rates of a public run: lr 2e-4 over 999 steps, a cosine block with nothing else in it. The
-// log of step n shows the rate after n + 1 updates.
+// The rates of a public run: lr 2e-4, a cosine block with nothing else in it, 3 epochs of 2,659
+// samples, 8 a step. The schedule has 997 steps, the run 999: every epoch ends in a partial step.
+// The log of step n shows the rate after n + 1 updates.
 TEST(LrSchedule, ReproducesThePublicLog) {
-  const LrSchedule schedule = LrSchedule::make({}, 2e-4, 999);
+  const LrSchedule schedule = LrSchedule::make({}, 2e-4, scheduled_steps(3, 2659, 8, {}));
   EXPECT_EQ(schedule.warmup_steps(), 99);
-  EXPECT_EQ(schedule.decay_steps(), 999);
+  EXPECT_EQ(schedule.decay_steps(), 997);
   EXPECT_DOUBLE_EQ(schedule.init_lr(), 2e-5);
   EXPECT_DOUBLE_EQ(schedule.min_lr(), 2e-6);
   EXPECT_EQ(digits(schedule.lr(0 + 1)), "2.18e-05");
@@ -34,6 +35,14 @@ TEST(LrSchedule, ReproducesThePublicLog) {
   EXPECT_EQ(digits(schedule.lr(100 + 1)), "2.00e-04");
   EXPECT_EQ(digits(schedule.lr(500 + 1)), "1.17e-04");
   EXPECT_EQ(digits(schedule.lr(998 + 1)), "2.00e-06");
+}
+
+TEST(LrSchedule, StepsOfASchedule) {
+  EXPECT_EQ(scheduled_steps(2, 10, 4, {}), 5);
+  EXPECT_EQ(scheduled_steps(2, 10, 4, 3), 3);
+  EXPECT_EQ(scheduled_steps(2, 10, 4, 100), 5);
+  EXPECT_THROW(scheduled_steps(1, 10, 0, {}), Error);
+  EXPECT_THROW(scheduled_steps(INT64_MAX, 10, 1, {}), Error);
 }
 
 TEST(LrSchedule, WithoutABlockTheRateIsConstant) {
