@@ -301,7 +301,6 @@ void Gemma4TextModel::backward_embeddings(Context& ctx, const Tensor& dx, const 
       ops::embedding_bwd(ctx, {.ids = pass.inputs.grad_ids,
                                .dy = dple,
                                .scale = per_layer_embed_scale_,
-                               .pad_id = -1,
                                .dtable = embed_tokens_per_layer_.grad});
     }
     per_layer_projection_norm_.backward(ctx, {.dy = dple.view(groups),
@@ -318,7 +317,6 @@ void Gemma4TextModel::backward_embeddings(Context& ctx, const Tensor& dx, const 
     ops::embedding_bwd(ctx, {.ids = pass.inputs.grad_ids,
                              .dy = dx,
                              .scale = embed_scale_,
-                             .pad_id = -1,
                              .dtable = embed_tokens_.grad});
   }
 }
