@@ -17,7 +17,8 @@ namespace lapidary {
 struct TensorEntry {
   std::string name;
   FileDtype dtype = FileDtype::f32;
-  Shape shape;  // a scalar, [] in the file, is [1] here
+  Shape shape;          // a scalar, [] in the file, is [1] here
+  bool scalar = false;  // [] in the file
   const std::byte* data = nullptr;
   int64_t bytes = 0;
   std::string file;  // path, for messages
@@ -68,6 +69,7 @@ class SafetensorsReader {
 struct TensorSource {
   std::string name = {};
   Shape shape = {};
+  bool scalar = false;         // write the shape [1] as []
   Dtype dtype = Dtype::f32;    // of what `data` or `fill` gives
   Dtype target = Dtype::f32;   // in the file; conversion rounds once, to nearest even
   const void* data = nullptr;  // all elements, dense; or null, then

@@ -186,7 +186,8 @@ TensorEntry resolve(RawEntry& raw, const std::byte* payload, int64_t payload_byt
          kDamaged);
   TensorEntry entry;
   entry.dtype = raw.dtype;
-  if (raw.rank == 0) raw.dims[static_cast<size_t>(raw.rank++)] = 1;
+  entry.scalar = raw.rank == 0;
+  if (entry.scalar) raw.dims[static_cast<size_t>(raw.rank++)] = 1;
   entry.shape = Shape::from(raw.dims.data(), raw.rank);
   if (bytes != end - begin)
     fail(where, fmt::format("tensor {} has {} bytes, but {} {} needs {}", in_quotes(raw.name),

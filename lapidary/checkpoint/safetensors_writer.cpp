@@ -63,6 +63,7 @@ void check(const std::string& path, const std::vector<TensorSource>& tensors) {
     const std::string where = path + ": " + in_quotes(t.name);
     if (!names.insert(t.name).second) problems.add(where, "is given twice");
     if (t.name == "__metadata__") problems.add(where, "is a reserved name");
+    if (t.scalar && t.shape != Shape{1}) problems.add(where, "is no scalar: " + t.shape.str());
     if (t.shape.rank() == 0) problems.add(where, "has no shape");
     if (t.data == nullptr && !t.fill && t.shape.numel() > 0) problems.add(where, "has no data");
     if (t.dtype == Dtype::c128 || t.target == Dtype::c128)
@@ -79,7 +80,7 @@ std::string compose_header(const std::string& path, const std::vector<const Tens
   int64_t offset = 0;
   for (const TensorSource* t : tensors) {
     nlohmann::ordered_json shape = nlohmann::ordered_json::array();
-    for (int i = 0; i < t->shape.rank(); ++i) shape.push_back(t->shape[i]);
+    for (int i = 0; i < t->shape.rank() && !t->scalar; ++i) shape.push_back(t->shape[i]);
     const int64_t end = offset + t->target_bytes();
     nlohmann::ordered_json entry;
     entry["dtype"] = name_of(file_dtype_of(t->target));

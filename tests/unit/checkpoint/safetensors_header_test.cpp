@@ -52,6 +52,8 @@ TEST(SafetensorsHeader, AcceptsWhatTheFormatAllows) {
   EXPECT_EQ(header.entries[0].shape, (Shape{2, 3}));
   EXPECT_EQ(header.entries[0].bytes, 12);
   EXPECT_EQ(header.entries[1].shape, Shape{1});
+  EXPECT_TRUE(header.entries[1].scalar);
+  EXPECT_FALSE(header.entries[0].scalar);
   EXPECT_EQ(header.entries[2].shape, (Shape{0, 7}));
   EXPECT_EQ(header.entries[0].data - header.entries[1].data, 4);
   EXPECT_TRUE(parse(file_of("{}", 0)).entries.empty());

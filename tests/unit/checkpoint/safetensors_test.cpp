@@ -169,6 +169,21 @@ TEST(Safetensors, RefusesOtherConversions) {
   EXPECT_EQ(out[0], 2.0F);
 }
 
+TEST(Safetensors, KeepsScalars) {
+  const TemporaryDirectory dir;
+  const float value = 2.5F;
+  write_safetensors(dir / "x", {{.name = "s", .shape = {1}, .scalar = true, .data = &value},
+                                {.name = "v", .shape = {1}, .data = &value}});
+  EXPECT_THAT(read_bytes(dir / "x"), HasSubstr(R"("shape":[])"));
+  const SafetensorsReader file(dir / "x");
+  EXPECT_TRUE(file.find("s")->scalar);
+  EXPECT_FALSE(file.find("v")->scalar);
+  EXPECT_EQ(read<float>(file, "s"), (std::vector<float>{2.5F}));
+  EXPECT_THROW(write_safetensors(dir / "y",
+                                 {{.name = "s", .shape = {0, 2}, .scalar = true, .data = &value}}),
+               Error);
+}
+
 TEST(Safetensors, StreamsFromACallback) {
   const TemporaryDirectory dir;
   const std::string path = dir / "x.safetensors";
