@@ -97,8 +97,21 @@ TEST(Rng, BelowIsUniform) {
       EXPECT_NEAR(c, draws * p, 5 * std::sqrt(draws * p * (1 - p)) + 1e-9);
     }
   }
+}
+
+// A range that fits 2.67 times into 64 bits: a plain remainder would favour its lower two thirds.
+TEST(Rng, BelowIsUniformOverHugeRanges) {
+  const int64_t n = int64_t{3} << 61;
   Rng rng(4);
-  for (int i = 0; i < 1000; ++i) EXPECT_LT(rng.below(INT64_MAX), INT64_MAX);
+  const int draws = 20000;
+  int low = 0;
+  for (int i = 0; i < draws; ++i) {
+    const int64_t k = rng.below(n);
+    ASSERT_GE(k, 0);
+    ASSERT_LT(k, n);
+    if (k < n / 3 * 2) ++low;
+  }
+  EXPECT_NEAR(low, draws * 2.0 / 3, 5 * std::sqrt(draws * 2.0 / 9));
 }
 
 // Published values of 64-bit FNV-1a.

@@ -105,6 +105,9 @@ TEST_F(TensorTest, RowsAroundUnitDimensions) {
   const Tensor one = t_.slice(0, 1, 1).slice(1, 1, 1).slice(2, 2, 1).rows();
   EXPECT_TRUE(one.shape() == (Shape{1, 5}));
   EXPECT_EQ(*one.as<float>(), 60 + 20 + 10.0F);
+  const Tensor outer = t_.slice(0, 1, 1).slice(1, 0, 2).rows();
+  EXPECT_TRUE(outer.shape() == (Shape{8, 5}));
+  EXPECT_EQ(outer.as<float>()[7 * outer.stride(0)], 60 + 35.0F);
   EXPECT_TRUE(t_.slice(2, 0, 0).rows().shape() == (Shape{0, 5}));
 }
 
