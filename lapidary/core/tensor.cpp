@@ -83,20 +83,20 @@ ConstTensor ConstTensor::rows() const {
     row.strides_ = {dim(0), 1};
     return row;
   }
-  // Dimensions of length 1 have no say in the spacing.
-  int64_t count = 1;
-  int64_t spacing = dim(-1);
+  // From the inside out: n rows so far, `spacing` apart. A dimension of size 1 has no say, whatever
+  // its stride.
+  int64_t n = 1;
+  int64_t spacing = stride(rank() - 2);
   for (int i = rank() - 2; i >= 0; --i) {
     if (dim(i) == 1) continue;
-    if (count == 1) {
-      spacing = stride(i);
-    } else if (stride(i) != spacing * count) {
+    if (n == 1) spacing = stride(i);
+    if (n > 1 && stride(i) != spacing * n) {
       fail("tensor " + shape_.str(), "has rows that are not evenly spaced");
     }
-    count *= dim(i);
+    n *= dim(i);
   }
   ConstTensor out = *this;
-  out.shape_ = {count, dim(-1)};
+  out.shape_ = {n, dim(-1)};
   out.strides_ = {spacing, 1};
   return out;
 }

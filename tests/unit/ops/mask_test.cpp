@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "lapidary/core/error.h"
@@ -210,11 +211,25 @@ TEST(Mask, WindowOfTwo) {
   for (int64_t t = 0; t < 4; ++t) EXPECT_EQ(spec.visible(0, 0, t), t == 0 || t == 1) << t;
 }
 
+// Runs of image or video tokens look ahead in themselves and nowhere else; text and audio (-1) are
+// no block, though equal.
 TEST(Mask, BlocksAreNumberedRuns) {
-  EXPECT_EQ(blocks_of({0, 1, 1, 0, 2, 2}), (Ints{-1, 0, 0, -1, 1, 1}));
-  EXPECT_EQ(blocks_of({1, 1, 0}), (Ints{0, 0, -1}));
-  EXPECT_EQ(blocks_of({0, 0, 3}), (Ints{-1, -1, -1}));
-  EXPECT_EQ(blocks_of({1, 2}), (Ints{0, 0}));
+  const std::vector<std::pair<Ints, Ints>> rows = {{{0, 1, 1, 0, 2, 2}, {-1, 0, 0, -1, 1, 1}},
+                                                   {{1, 1, 0}, {0, 0, -1}},
+                                                   {{0, 0, 3}, {-1, -1, -1}},
+                                                   {{1, 2}, {0, 0}}};
+  for (const auto& [types, blocks] : rows) {
+    ASSERT_EQ(blocks_of(types), blocks);
+    const auto length = static_cast<int64_t>(types.size());
+    Masked masked({{.docs = {}, .types = types, .valid = {}}}, 0, length, 0, length);
+    masked.spec.image_rule = ImageRule::transformers_5_8;
+    for (int64_t s = 0; s < length; ++s) {
+      for (int64_t t = s + 1; t < length; ++t) {
+        const int32_t a = blocks[static_cast<size_t>(s)], b = blocks[static_cast<size_t>(t)];
+        EXPECT_EQ(masked.spec.visible(0, s, t), a == b && a >= 0) << s << " " << t;
+      }
+    }
+  }
 }
 
 // Packed row with two documents, an image in each, and padding.
