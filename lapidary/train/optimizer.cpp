@@ -6,7 +6,7 @@
 #include "lapidary/ops/adamw.h"
 #include "lapidary/ops/elementwise.h"
 
-namespace lapidary::train {
+namespace lapidary {
 namespace {
 
 // Any tensor as one long row, or as it is when it has two dimensions.
@@ -75,4 +75,4 @@ double clip_factor(double grad_norm, double max_norm) {
   return max_norm > 0.0 ? std::min(1.0, max_norm / (grad_norm + 1e-6)) : 1.0;
 }
 
-}  // namespace lapidary::train
+}  // namespace lapidary

@@ -5,7 +5,7 @@
 #include "lapidary/core/context.h"
 #include "lapidary/core/parameter.h"
 
-namespace lapidary::train {
+namespace lapidary {
 
 struct AdamWOptions {
   double beta1 = 0.9;
@@ -44,4 +44,4 @@ class AdamW {
 // 1e-6)). max_norm <= 0: no clipping.
 double clip_factor(double grad_norm, double max_norm);
 
-}  // namespace lapidary::train
+}  // namespace lapidary

@@ -6,7 +6,7 @@
 #include "lapidary/checkpoint/safetensors.h"
 #include "lapidary/core/error.h"
 
-namespace lapidary::train {
+namespace lapidary {
 namespace {
 
 using gemma4::Gemma4ForConditionalGeneration;
@@ -150,4 +150,4 @@ class Tracer {
 
 void trace(const TraceOptions& options) { Tracer(options).run(); }
 
-}  // namespace lapidary::train
+}  // namespace lapidary

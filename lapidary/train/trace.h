@@ -4,7 +4,7 @@
 
 #include "lapidary/models/gemma4/conditional_generation.h"
 
-namespace lapidary::train {
+namespace lapidary {
 
 struct TraceOptions {
   std::string model;   // Hugging Face directory
@@ -25,4 +25,4 @@ struct TraceOptions {
 // f32 for f32 and bf16 models, f64 for f64.
 void trace(const TraceOptions& options);
 
-}  // namespace lapidary::train
+}  // namespace lapidary
