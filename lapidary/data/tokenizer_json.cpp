@@ -13,6 +13,8 @@ namespace {
 using nlohmann::json;
 
 constexpr size_t kMaxFileBytes = size_t{256} << 20U;
+constexpr size_t kMaxReplacementBytes = 32;
+constexpr size_t kMaxReplacements = 4;
 
 // Typed access to the fields of one object, with its path in every message.
 class Fields {
@@ -85,8 +87,12 @@ std::string pattern_string(const Fields& fields) {
   return inner.text("String");
 }
 
-Replacement replacement(const Fields& fields) {
-  return {pattern_string(fields), fields.text("content")};
+// Bounds how much a hostile file can make a text grow.
+void add_replacement(const Fields& fields, std::vector<Replacement>& list) {
+  Replacement replacement{pattern_string(fields), fields.text("content")};
+  if (replacement.to.size() > kMaxReplacementBytes) fields.refuse("content", "is too long");
+  if (list.size() >= kMaxReplacements) fields.refuse("type", "is one Replace too many");
+  list.push_back(std::move(replacement));
 }
 
 void read_normalizer(const json& root, const std::string& where, TokenizerSpec& spec) {
@@ -94,7 +100,7 @@ void read_normalizer(const json& root, const std::string& where, TokenizerSpec& 
   if (it == root.end() || it->is_null()) return;
   for (const Fields& part : sequence_of(*it, "normalizer", "normalizers", where)) {
     if (part.text("type") != "Replace") part.unsupported("type");
-    spec.normalizer.push_back(replacement(part));
+    add_replacement(part, spec.normalizer);
   }
 }
 
@@ -122,7 +128,7 @@ void read_decoder(const json& root, const std::string& where, TokenizerSpec& spe
   for (const Fields& part : sequence_of(*it, "decoder", "decoders", where)) {
     const std::string& type = part.text("type");
     if (type == "Replace" && !spec.decode_bytes && !fused) {
-      spec.decoder.push_back(replacement(part));
+      add_replacement(part, spec.decoder);
     } else if (type == "ByteFallback" && !spec.decode_bytes && !fused) {
       spec.decode_bytes = true;
     } else if (type == "Fuse" && !fused) {
