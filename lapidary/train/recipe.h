@@ -10,12 +10,10 @@
 #include "lapidary/core/device.h"
 #include "lapidary/core/dtype.h"
 #include "lapidary/core/error.h"
+#include "lapidary/nn/recompute.h"
 #include "lapidary/train/schedule.h"
 
 namespace lapidary {
-
-// What backward keeps of the forward pass: everything; all but norms and GLU; block inputs only.
-enum class RecomputePolicy { none, light, block };
 
 // A mapping of the recipe as JSON text; "" when the recipe has none.
 struct JsonText {
@@ -113,6 +111,13 @@ struct CheckpointRecipe {
   std::optional<int64_t> max_recent_checkpoints = {};
 };
 
+// Answers that the trained model gives at the end of a run.
+struct SamplesRecipe {
+  int64_t num_samples = 0;
+  int64_t max_new_tokens = 96;
+  double temperature = 0.0;  // 0: the likeliest token
+};
+
 // Values as written, where the recipe's meaning depends on more than one of them. "": not written.
 struct RecipeWords {
   std::string recompute;
@@ -128,7 +133,7 @@ struct Recipe {
   std::string file;  // for messages
   std::string device = "cpu";
   int64_t seed = 42;
-  RecomputePolicy recompute = RecomputePolicy::none;
+  nn::Recompute recompute = nn::Recompute::none;
   StepSchedulerRecipe step_scheduler;
   ModelRecipe model;
   DatasetRecipe dataset;
@@ -141,6 +146,7 @@ struct Recipe {
   MeshOptions mesh;
   FreezeRecipe freeze;
   CheckpointRecipe checkpoint;
+  SamplesRecipe samples;
   // Gemma's empty thinking channel at the start of every answer (gemma4_prefix_collate_fn).
   bool inject_thinking_prefix = false;
   std::vector<std::string> notes;  // what was accepted but has no effect here

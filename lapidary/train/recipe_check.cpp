@@ -105,9 +105,9 @@ class Checker {
                     : word.empty() || word == "false" ? "none"
                                                       : "block";
     }
-    r_.recompute = w.recompute == "block"   ? RecomputePolicy::block
-                   : w.recompute == "light" ? RecomputePolicy::light
-                                            : RecomputePolicy::none;
+    r_.recompute = w.recompute == "block"   ? nn::Recompute::block
+                   : w.recompute == "light" ? nn::Recompute::light
+                                            : nn::Recompute::none;
     r_.inject_thinking_prefix = w.collate_fn == "gemma4_prefix_collate_fn" ||
                                 w.post_tokenize_hook == "gemma4_inject_thinking_prefix";
     w.seed = r_.seed;

@@ -241,6 +241,16 @@ void add_lr_scheduler(Fields& f) {
          "NeMo's scheduler object");
 }
 
+void add_samples(Fields& f) {
+  using S = SamplesRecipe;
+  const auto s = &Recipe::samples;
+  add(f, "samples.num_samples", at(s, &S::num_samples),
+      "answers to print at the end of the run, to the first questions of the validation data")
+      .at_least(0);
+  add(f, "samples.max_new_tokens", at(s, &S::max_new_tokens), "tokens of an answer").at_least(1);
+  add(f, "samples.temperature", at(s, &S::temperature), "0: the likeliest token").at_least(0);
+}
+
 void add_checkpoint(Fields& f) {
   using C = CheckpointRecipe;
   const auto c = &Recipe::checkpoint;
@@ -308,6 +318,7 @@ Fields make_fields() {
   add_loader(fields);
   add_optimizer(fields);
   add_lr_scheduler(fields);
+  add_samples(fields);
   add_checkpoint(fields);
   add_parallel(fields);
   add_trackers(fields);

@@ -25,7 +25,7 @@ struct ModelOptions {
   Dtype dtype = Dtype::f32;  // f32 or bf16 on cpu; f64 or c128 on ref
   Backend backend = Backend::cpu;
   ParallelSizes parallel = {};  // unsupported axes are refused before anything is loaded
-  uint64_t seed = 42;      // from_config
+  uint64_t seed = 42;           // from_config
 };
 
 struct ForwardOptions {
@@ -56,7 +56,7 @@ struct SaveOptions {
   Dtype dtype = Dtype::bf16;  // f32, bf16 or f16
   int64_t max_shard_bytes = 5'000'000'000;
   bool overwrite = false;
-  std::string tokenizer_source;              // directory; empty: where the model came from
+  std::string tokenizer_source = {};  // directory; empty: where the model came from
   std::map<std::string, std::string> files = {};  // more small files by name
 };
 
@@ -76,6 +76,10 @@ class Gemma4ForConditionalGeneration {
                                                     const ModelOptions& options);
   // A Hugging Face directory. Every missing, surplus or misshaped tensor is listed in one Error.
   static Gemma4ForConditionalGeneration from_pretrained(const std::string& path,
+                                                        const ModelOptions& options);
+  // The same with a configuration that differs from the directory's own.
+  static Gemma4ForConditionalGeneration from_pretrained(const std::string& path,
+                                                        const Config& config,
                                                         const ModelOptions& options);
   static Capabilities get_capabilities(const Config& config);
   // Throws Error when an axis above 1 is not supported by the configuration or by this build.

@@ -13,7 +13,7 @@ struct GenerationOptions {
   int64_t top_k = 0;         // sample among the k likeliest; 0: all
   double top_p = 1.0;        // and among the fewest whose probabilities sum to p
   uint64_t seed = 42;
-  std::vector<int64_t> stop_ids;  // generation ends after one of these, which is not reported
+  std::vector<int64_t> stop_ids = {};  // generation ends after one of these, which is not reported
 };
 
 // Picks the next token from f32 logits [V].

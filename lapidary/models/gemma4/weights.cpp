@@ -242,7 +242,12 @@ TensorRole classify_tensor(const Config& config, const std::string& name) {
 
 Gemma4ForConditionalGeneration Gemma4ForConditionalGeneration::from_pretrained(
     const std::string& path, const ModelOptions& options) {
-  Gemma4ForConditionalGeneration model(load_config(path), options);
+  return from_pretrained(path, load_config(path), options);
+}
+
+Gemma4ForConditionalGeneration Gemma4ForConditionalGeneration::from_pretrained(
+    const std::string& path, const Config& config, const ModelOptions& options) {
+  Gemma4ForConditionalGeneration model(config, options);
   const HfReader reader(path);
   model.load_report_ = Loader(model, reader).run(path);
   model.source_ = path;

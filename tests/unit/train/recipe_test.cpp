@@ -106,7 +106,7 @@ TEST(Recipe, DefaultsAreNemos) {
   EXPECT_EQ(recipe.lr_schedule(100).lr(50), 1e-5);
   EXPECT_FALSE(recipe.validation_dataset.given);
   EXPECT_EQ(recipe.model.torch_dtype, std::nullopt);
-  EXPECT_EQ(recipe.recompute, RecomputePolicy::none);
+  EXPECT_EQ(recipe.recompute, nn::Recompute::none);
   EXPECT_THAT(recipe.notes, IsEmpty());
 }
 
@@ -117,7 +117,7 @@ TEST(Recipe, ReadsARecipeOfNemo) {
   EXPECT_FALSE(recipe.model.from_config());
   EXPECT_EQ(recipe.model.torch_dtype, Dtype::bf16);
   EXPECT_EQ(recipe.model.text_config.text, R"({"sliding_window":64})");
-  EXPECT_EQ(recipe.recompute, RecomputePolicy::light);
+  EXPECT_EQ(recipe.recompute, nn::Recompute::light);
   EXPECT_EQ(recipe.dataset.target, "make_tulu3_dataset");
   EXPECT_EQ(recipe.dataset.rows.name, "train");
   EXPECT_EQ(recipe.dataset.rows.begin, 10);
