@@ -13,6 +13,11 @@ int run(int argc, char** argv) {
   app.name("lapidary");
   app.set_version_flag("--version", LAPIDARY_VERSION);
   app.require_subcommand(1);
+  lapidary::cli::add_train(app);
+  lapidary::cli::add_generate(app);
+  lapidary::cli::add_trace(app);
+  lapidary::cli::add_tokenize(app);
+  lapidary::cli::add_inspect(app);
   lapidary::cli::add_recipe(app);
   try {
     app.parse(argc, argv);
