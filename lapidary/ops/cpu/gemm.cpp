@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "lapidary/ops/cpu/by_dtype.h"
+
 #ifdef LAPIDARY_ONEDNN
 #include "lapidary/ops/cpu/onednn.h"
 #endif
@@ -19,6 +21,7 @@ void clear(const Gemm& g) {
 }  // namespace
 
 void gemm(const Gemm& g) {
+  by_dtype("gemm", g.in, [](auto) {});
   if (g.m == 0 || g.n == 0) return;
   if (g.k == 0) {
     if (!g.accumulate) clear(g);
