@@ -27,7 +27,7 @@ build: configure  ## Build everything
 # The demonstration needs no tests: it builds the program alone.
 demo: configure  ## Build, then train a small mixture-of-experts model on this machine
 	@cmake --build $(BUILD) -j $(JOBS) --target lapidary
-	@$(BUILD)/lapidary train $(RECIPE)
+	@$(BUILD)/bin/lapidary train $(RECIPE)
 
 test: build  ## Build, then run every test
 	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)

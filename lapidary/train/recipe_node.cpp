@@ -64,7 +64,7 @@ class Reader {
       } else {
         // A value may start on the line below its key, or be nothing at all.
         value.where = at;
-        out.entries.emplace_back(key, std::move(value));
+        out.add(key, std::move(value));
       }
     }
     for (const RecipeNode& source : merged) merge(source, out);
@@ -73,8 +73,8 @@ class Reader {
   // Entries of a merge key come after, and give way to, those written in the mapping itself.
   void merge(const RecipeNode& source, RecipeNode& out) {
     for (const RecipeNode& item : source.items) merge(item, out);
-    for (const auto& [key, value] : source.entries) {
-      if (out.find(key) == nullptr) out.entries.emplace_back(key, value);
+    for (const RecipeNode& entry : source.entries) {
+      if (out.find(entry.key) == nullptr) out.entries.push_back(entry);
     }
   }
 
@@ -127,7 +127,7 @@ nlohmann::json json_of(const RecipeNode& node) {
     }
     case RecipeNode::Kind::mapping: {
       nlohmann::json mapping = nlohmann::json::object();
-      for (const auto& [key, value] : node.entries) mapping[key] = json_of(value);
+      for (const RecipeNode& entry : node.entries) mapping[entry.key] = json_of(entry);
       return mapping;
     }
     case RecipeNode::Kind::scalar: break;
@@ -152,10 +152,15 @@ std::string RecipeNode::shown() const {
   return "\"" + text + "\"";
 }
 
-RecipeNode* RecipeNode::find(const std::string& key) {
+RecipeNode* RecipeNode::find(const std::string& name) {
   const auto found = std::find_if(entries.begin(), entries.end(),
-                                  [&](const auto& entry) { return entry.first == key; });
-  return found == entries.end() ? nullptr : &found->second;
+                                  [&](const RecipeNode& entry) { return entry.key == name; });
+  return found == entries.end() ? nullptr : &*found;
+}
+
+RecipeNode& RecipeNode::add(const std::string& name, RecipeNode value) {
+  value.key = name;
+  return entries.emplace_back(std::move(value));
 }
 
 RecipeNode parse_yaml(const std::string& text, const std::string& name, Problems& problems) {
@@ -180,7 +185,7 @@ void override_node(RecipeNode& root, const std::string& key, const std::string& 
       node->where = where;
     }
     RecipeNode* next = node->find(part);
-    if (next == nullptr) next = &node->entries.emplace_back(part, RecipeNode{}).second;
+    if (next == nullptr) next = &node->add(part, RecipeNode{});
     node = next;
   }
   *node = parse(value, where, false, problems);

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "lapidary/core/error.h"
@@ -17,12 +16,15 @@ struct RecipeNode {
   std::string text;     // of a scalar
   bool quoted = false;  // "true" in quotes is text
   std::string where;    // "recipes/x.yaml:14", or the option that set it: "--optimizer.lr"
-  std::vector<RecipeNode> items;                            // of a list
-  std::vector<std::pair<std::string, RecipeNode>> entries;  // of a mapping, in their order
+  std::string key;      // its name, when it is an entry of a mapping
+  std::vector<RecipeNode> items;    // of a list
+  std::vector<RecipeNode> entries;  // of a mapping, in their order
 
   // A scalar, or the kind in words: "a list", "a mapping", "nothing".
   std::string shown() const;
-  RecipeNode* find(const std::string& key);
+  RecipeNode* find(const std::string& name);  // entry; null when there is none
+  // Adds an entry, and returns it.
+  RecipeNode& add(const std::string& name, RecipeNode value);
 };
 
 // Parses one document; `name` is the file's name in messages. Syntax errors, nesting and size

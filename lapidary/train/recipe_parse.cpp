@@ -65,7 +65,8 @@ class Assign {
       : field_(field), node_(node), recipe_(recipe), problems_(problems) {}
 
   void run() {
-    if (node_.kind == Kind::null) return;
+    // "none" is nothing, unless it is one of the words that will do.
+    if (node_.kind == Kind::null && !is_word(node_.text)) return;
     if (!field_.words.empty() && !check_word()) return;
     if (field_.slot) std::visit(*this, field_.slot(recipe_));
   }
@@ -90,8 +91,13 @@ class Assign {
   }
 
   void operator()(std::string* slot) {
-    if (node_.kind != Kind::scalar) return problem("is not text", "use a word or a path");
-    *slot = word_.empty() ? node_.text : word_;
+    if (!word_.empty()) {
+      *slot = word_;
+    } else if (node_.kind == Kind::scalar) {
+      *slot = node_.text;
+    } else {
+      problem("is not text", "use a word or a path");
+    }
   }
 
   template <class T>
@@ -156,14 +162,15 @@ class Assign {
     return false;
   }
 
+  bool is_word(const std::string& word) const {
+    return std::find(field_.words.begin(), field_.words.end(), word) != field_.words.end();
+  }
+
   // Is the text one of the words that will do? Keeps it, in its short form, for the slot.
   bool check_word() {
-    if (node_.kind == Kind::scalar) {
+    if (node_.kind == Kind::scalar || node_.kind == Kind::null) {
       word_ = field_.last_part ? last_part(node_.text) : node_.text;
       const auto truth = parse_bool(word_);
-      const auto is_word = [&](const std::string& word) {
-        return std::find(field_.words.begin(), field_.words.end(), word) != field_.words.end();
-      };
       if (!is_word(word_) && truth) word_ = *truth ? "true" : "false";
       if (is_word(word_)) return true;
     }
@@ -193,7 +200,7 @@ class Filler {
   Filler(Recipe& recipe, Problems& problems) : recipe_(recipe), problems_(problems) {}
 
   void walk(const RecipeNode& mapping, const std::string& prefix) {
-    for (const auto& [name, node] : mapping.entries) visit(prefix + name, node);
+    for (const RecipeNode& entry : mapping.entries) visit(prefix + entry.key, entry);
   }
 
  private:
@@ -253,7 +260,7 @@ std::optional<RecipeNode> take(RecipeNode& root, const std::string& key) {
   RecipeNode* found = node->find(key.substr(from));
   if (found == nullptr) return std::nullopt;
   RecipeNode out = std::move(*found);
-  std::erase_if(node->entries, [&](const auto& entry) { return &entry.second == found; });
+  node->entries.erase(node->entries.begin() + (found - node->entries.data()));
   return out;
 }
 
@@ -291,7 +298,7 @@ void rename_aliases(RecipeNode& root, Problems& problems) {
       block = block->find(name.substr(from, dot - from));
       from = dot + 1;
     }
-    block->entries.emplace_back(name.substr(from), std::move(*node));
+    block->add(name.substr(from), std::move(*node));
   }
 }
 

@@ -267,6 +267,19 @@ TEST(Recipe, AnEmptyBlockCountsAsAbsentOneWithNothingInItDoesNot) {
   EXPECT_EQ(complaint(with("peft: null\n")), "");
 }
 
+TEST(Recipe, RecomputeRulesOverItsOldName) {
+  const auto policy = [](const std::string& more) {
+    return parse_recipe(with(more), "r.yaml").recompute;
+  };
+  EXPECT_EQ(policy("distributed: {activation_checkpointing: True}\n"), RecomputePolicy::block);
+  EXPECT_EQ(policy("distributed: {activation_checkpointing: full}\n"), RecomputePolicy::block);
+  EXPECT_EQ(policy("distributed: {activation_checkpointing: false}\n"), RecomputePolicy::none);
+  EXPECT_EQ(policy("recompute: light\ndistributed: {activation_checkpointing: true}\n"),
+            RecomputePolicy::light);
+  EXPECT_EQ(policy("recompute: none\ndistributed: {activation_checkpointing: true}\n"),
+            RecomputePolicy::none);
+}
+
 TEST(Recipe, Overrides) {
   const RecipeOverrides overrides = parse_overrides(
       {"--optimizer.lr=2e-5", "--seed", "-3", "--dataset.truncate", "--optimizer.betas=[0.8, 0.9]",
