@@ -56,7 +56,7 @@ struct SaveOptions {
   Dtype dtype = Dtype::bf16;  // f32, bf16 or f16
   int64_t max_shard_bytes = 5'000'000'000;
   bool overwrite = false;
-  std::string tokenizer_source = {};  // directory; empty: where the model came from
+  std::string tokenizer_source = {};              // directory; empty: where the model came from
   std::map<std::string, std::string> files = {};  // more small files by name
 };
 
