@@ -17,8 +17,8 @@ struct Parameter {
   Init init = Init::normal;
   bool buffer = false;    // saved with the model but never trained (layer_scalar)
   bool trainable = true;  // false: frozen, grad stays undefined
-  Tensor value;           // undefined until the model allocates it
-  Tensor grad;            // undefined when frozen or in inference
+  Tensor value = {};      // undefined until the model allocates it
+  Tensor grad = {};       // undefined when frozen or in inference
 };
 
 }  // namespace lapidary

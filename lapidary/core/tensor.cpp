@@ -83,16 +83,21 @@ ConstTensor ConstTensor::rows() const {
     row.strides_ = {dim(0), 1};
     return row;
   }
-  for (int i = 0; i + 2 < rank(); ++i) {
-    if (dim(i) != 1 && stride(i) != stride(i + 1) * dim(i + 1)) {
+  // From the inside out: n rows so far, `spacing` apart. A dimension of size 1 has no say, whatever
+  // its stride.
+  int64_t n = 1;
+  int64_t spacing = stride(rank() - 2);
+  for (int i = rank() - 2; i >= 0; --i) {
+    if (dim(i) == 1) continue;
+    if (n == 1) spacing = stride(i);
+    if (n > 1 && stride(i) != spacing * n) {
       fail("tensor " + shape_.str(), "has rows that are not evenly spaced");
     }
+    n *= dim(i);
   }
   ConstTensor out = *this;
-  int64_t n = 1;
-  for (int i = 0; i + 1 < rank(); ++i) n *= dim(i);
   out.shape_ = {n, dim(-1)};
-  out.strides_ = {stride(rank() - 2), 1};
+  out.strides_ = {spacing, 1};
   return out;
 }
 

@@ -19,7 +19,8 @@ void check(const AxpbyArgs& a) {
 void check(const ScaleByArgs& a) {
   const Check c("scale_by");
   c.rank("a", a.a, 2);
-  c.tensor("s", a.s, {1}, a.a.dtype());
+  c.shape("s", a.s, {1});
+  c.that(accumulate_dtype(a.s.dtype()) == accumulate_dtype(a.a.dtype()), "s has a foreign type");
   c.tensor("out", a.out, a.a.shape(), a.a.dtype());
 }
 

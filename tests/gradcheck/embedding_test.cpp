@@ -38,7 +38,7 @@ TEST_F(Embedding, PadRowGetsNothing) {
   const OwnedTensor all = zeros(Dtype::f64, {7, 5}), padded = zeros(Dtype::f64, {7, 5});
   const Spread sdy = spread(dy.get()), wide = spread(padded.get());
   ops::embedding_bwd(ctx, {.ids = ids.get(), .dy = dy.get(), .dtable = all.get()});
-  ops::embedding_bwd(ctx, {.ids = ids.get(), .dy = sdy.view, .pad_id = 0, .dtable = wide.view});
+  ops::embedding_bwd(ctx, {.ids = ids.get(), .dy = sdy.view, .skip_id = 0, .dtable = wide.view});
   EXPECT_GT(max_error(all->slice(0, 0, 1), padded->slice(0, 0, 1)), 0.1);
   EXPECT_TRUE(same_bits(wide.view.slice(0, 0, 1), padded->slice(0, 0, 1)));
   EXPECT_TRUE(same_bits(wide.view.slice(0, 1, 6), all->slice(0, 1, 6)));
@@ -63,7 +63,10 @@ TEST_F(Embedding, NamesTheIdThatIsOutside) {
         [&] { ops::embedding(ctx, {.ids = ids.get(), .table = table.get(), .y = y.get()}); },
         testing::ThrowsMessage<Error>(names_it));
     EXPECT_THAT(
-        [&] { ops::embedding_bwd(ctx, {.ids = ids.get(), .dy = y.get(), .dtable = table.get()}); },
+        [&] {
+          ops::embedding_bwd(
+              ctx, {.ids = ids.get(), .dy = y.get(), .skip_id = 0, .dtable = table.get()});
+        },
         testing::ThrowsMessage<Error>(names_it));
   }
 }

@@ -193,88 +193,97 @@ TEST_P(Moe, GroupedProducts) {
   }
 }
 
-// The whole expert path of section "experts": out_t = sum_k w_k (g(x GU_gate) (x GU_up)) DN^T, with
-// the gradient of the routing weight taken from h and the gradient of the weighted row.
-TEST_P(Moe, ExpertsForwardAndBackward) {
+// The expert path: out_t = sum_k w_k (g(x GATE^T) (x UP^T)) DOWN^T.
+class Experts : public Moe {
+ protected:
   const int64_t hidden = 4, wide = 3;
+
+  void product(const Sorted& s, const ConstTensor& a, const ConstTensor& b, const Tensor& out,
+               bool trans_b) {
+    ops::grouped_matmul(ctx, {.a = a,
+                              .b = b,
+                              .counts = s.counts.get(),
+                              .offsets = s.offsets.get(),
+                              .out = out,
+                              .trans_b = trans_b});
+  }
+  void wgrad(const Sorted& s, const ConstTensor& dy, const ConstTensor& x, const Tensor& dw) {
+    ops::grouped_matmul_wgrad(
+        ctx, {.dy = dy, .x = x, .counts = s.counts.get(), .offsets = s.offsets.get(), .dw = dw});
+  }
+  void gather(const Sorted& s, const ConstTensor& x, const Tensor& out) {
+    ops::moe_gather(
+        ctx, {.x = x, .row_token = s.row_token.get(), .offsets = s.offsets.get(), .out = out});
+  }
+
+  // Inputs: x, gate_up, down, weights. Outputs: out, and saved: gathered x, gate and up, h
+  // weighted.
+  Tensors forward(Dtype d, const std::vector<ConstTensor>& x) {
+    const Sorted s(c, indices.get(), x[3], valid.get());
+    Tensors out;
+    out.push_back(poisoned(d, {c.tokens, hidden}));
+    out.push_back(zeros(d, {s.rows, hidden}));
+    out.push_back(zeros(d, {s.rows, 2 * wide}));
+    out.push_back(zeros(d, {s.rows, wide}));
+    const OwnedTensor y = zeros(d, {s.rows, hidden});
+    gather(s, x[0], out[1].get());
+    product(s, out[1].get(), x[1], out[2].get(), true);
+    ops::geglu(ctx, {.gate = out[2]->slice(1, 0, wide),
+                     .up = out[2]->slice(1, wide, wide),
+                     .row_weight = s.row_weight.get(),
+                     .h = out[3].get()});
+    product(s, out[3].get(), x[2], y.get(), true);
+    ops::moe_combine(ctx, {.y = y.get(), .pair_row = s.pair_row.get(), .out = out[0].get()});
+    return out;
+  }
+
+  // The gradient of the routing weight comes from h and the gradient of the weighted row: the
+  // experts' outputs are not kept.
+  void backward(const std::vector<Variable>& in, const Tensors& saved, const ConstTensor& dy) {
+    const Sorted s(c, indices.get(), in[3].value.get(), valid.get());
+    const OwnedTensor drow = zeros(Dtype::f64, {s.rows, hidden});
+    const OwnedTensor dh = zeros(Dtype::f64, {s.rows, wide});
+    const OwnedTensor dgu = zeros(Dtype::f64, {s.rows, 2 * wide});
+    const OwnedTensor dx = zeros(Dtype::f64, {s.rows, hidden});
+    const OwnedTensor dweight = zeros(Dtype::f64, {s.rows});
+    gather(s, dy, drow.get());
+    wgrad(s, drow.get(), saved[3].get(), in[2].grad.get());
+    product(s, drow.get(), in[2].value.get(), dh.get(), false);
+    ops::geglu_bwd(ctx, {.dh = dh.get(),
+                         .gate = saved[2]->slice(1, 0, wide),
+                         .up = saved[2]->slice(1, wide, wide),
+                         .row_weight = s.row_weight.get(),
+                         .dgate = dgu->slice(1, 0, wide),
+                         .dup = dgu->slice(1, wide, wide),
+                         .drow_weight = dweight.get()});
+    wgrad(s, dgu.get(), saved[1].get(), in[1].grad.get());
+    product(s, dgu.get(), in[1].value.get(), dx.get(), false);
+    ops::moe_combine(ctx, {.y = dx.get(), .pair_row = s.pair_row.get(), .out = in[0].grad.get()});
+    for (int64_t p = 0; p < c.tokens * c.top_k; ++p) {
+      const int64_t r = whole(s.pair_row, p);
+      set(in[3].grad.get(), p, r < 0 ? 0.0 : at(dweight.get(), r));
+    }
+  }
+};
+
+TEST_P(Experts, GradientsMatchComplexStep) {
   std::vector<Variable> in =
       variables(written("x", random(Dtype::f64, {c.tokens, hidden}, rng)),
                 added("gate_up", random(Dtype::f64, {c.experts, 2 * wide, hidden}, rng), rng),
                 added("down", random(Dtype::f64, {c.experts, hidden, wide}, rng), rng),
                 written("weights", random(Dtype::f64, {c.tokens, c.top_k}, rng)));
-  const Forward forward = [&](Dtype d, const std::vector<ConstTensor>& x) {
-    const Sorted s(c, indices.get(), x[3], valid.get());
-    Tensors out;
-    out.push_back(poisoned(d, {c.tokens, hidden}));
-    out.push_back(zeros(d, {s.rows, hidden}));    // gathered x
-    out.push_back(zeros(d, {s.rows, 2 * wide}));  // gate and up
-    out.push_back(zeros(d, {s.rows, wide}));      // h, weighted
-    const OwnedTensor y = zeros(d, {s.rows, hidden});
-    ops::moe_gather(ctx, {.x = x[0],
-                          .row_token = s.row_token.get(),
-                          .offsets = s.offsets.get(),
-                          .out = out[1].get()});
-    const auto product = [&](const ConstTensor& a, const ConstTensor& b, const Tensor& to) {
-      ops::grouped_matmul(ctx, {.a = a,
-                                .b = b,
-                                .counts = s.counts.get(),
-                                .offsets = s.offsets.get(),
-                                .out = to,
-                                .trans_b = true});
-    };
-    product(out[1].get(), x[1], out[2].get());
-    ops::geglu(ctx, {.gate = out[2]->slice(1, 0, wide),
-                     .up = out[2]->slice(1, wide, wide),
-                     .row_weight = s.row_weight.get(),
-                     .h = out[3].get()});
-    product(out[3].get(), x[2], y.get());
-    ops::moe_combine(ctx, {.y = y.get(), .pair_row = s.pair_row.get(), .out = out[0].get()});
-    return out;
-  };
-  const Tensors saved = run_f64(in, forward);
-  const Sorted s(c, indices.get(), in[3].value.get(), valid.get());
+  const Forward run = [&](Dtype d, const std::vector<ConstTensor>& x) { return forward(d, x); };
+  const Tensors saved = run_f64(in, run);
   Tensors dy;
   dy.push_back(random(Dtype::f64, {c.tokens, hidden}, rng));
-  const OwnedTensor drow = zeros(Dtype::f64, {s.rows, hidden});
-  const OwnedTensor dh = zeros(Dtype::f64, {s.rows, wide});
-  const OwnedTensor dgu = zeros(Dtype::f64, {s.rows, 2 * wide});
-  const OwnedTensor dx = zeros(Dtype::f64, {s.rows, hidden});
-  const OwnedTensor dweight = zeros(Dtype::f64, {s.rows});
-  ops::moe_gather(ctx, {.x = dy[0].get(),
-                        .row_token = s.row_token.get(),
-                        .offsets = s.offsets.get(),
-                        .out = drow.get()});
-  const auto product = [&](const ConstTensor& a, const ConstTensor& b, const Tensor& to) {
-    ops::grouped_matmul(
-        ctx, {.a = a, .b = b, .counts = s.counts.get(), .offsets = s.offsets.get(), .out = to});
-  };
-  const auto wgrad = [&](const ConstTensor& d, const ConstTensor& x, const Tensor& dw) {
-    ops::grouped_matmul_wgrad(
-        ctx, {.dy = d, .x = x, .counts = s.counts.get(), .offsets = s.offsets.get(), .dw = dw});
-  };
-  wgrad(drow.get(), saved[3].get(), in[2].grad.get());
-  product(drow.get(), in[2].value.get(), dh.get());
-  ops::geglu_bwd(ctx, {.dh = dh.get(),
-                       .gate = saved[2]->slice(1, 0, wide),
-                       .up = saved[2]->slice(1, wide, wide),
-                       .row_weight = s.row_weight.get(),
-                       .dgate = dgu->slice(1, 0, wide),
-                       .dup = dgu->slice(1, wide, wide),
-                       .drow_weight = dweight.get()});
-  wgrad(dgu.get(), saved[1].get(), in[1].grad.get());
-  product(dgu.get(), in[1].value.get(), dx.get());
-  ops::moe_combine(ctx, {.y = dx.get(), .pair_row = s.pair_row.get(), .out = in[0].grad.get()});
-  for (int64_t p = 0; p < c.tokens * c.top_k; ++p) {
-    const int64_t r = whole(s.pair_row, p);
-    set(in[3].grad.get(), p, r < 0 ? 0.0 : at(dweight.get(), r));
-  }
-  expect_gradients(in, dy, forward, rng);
+  backward(in, saved, dy[0].get());
+  expect_gradients(in, dy, run, rng);
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, Moe,
-                         testing::Values(Case{1, 1, 1, 1}, Case{1, 2, 5, 4}, Case{9, 2, 4, 1},
-                                         Case{13, 3, 8, 4, 3}, Case{6, 4, 4, 16},
-                                         Case{20, 1, 6, 4, 5}));
+const auto kCases = testing::Values(Case{1, 1, 1, 1}, Case{1, 2, 5, 4}, Case{9, 2, 4, 1},
+                                    Case{13, 3, 8, 4, 3}, Case{6, 4, 4, 16}, Case{20, 1, 6, 4, 5});
+INSTANTIATE_TEST_SUITE_P(Shapes, Moe, kCases);
+INSTANTIATE_TEST_SUITE_P(Shapes, Experts, kCases);
 
 }  // namespace
 }  // namespace lapidary::test

@@ -42,6 +42,7 @@ void adamw(Context& ctx, const AdamWArgs& a);
 double sum_of_squares(Context& ctx, const ConstTensor& t);
 
 int64_t matmul_scratch_bytes(const MatmulArgs& a);
+int64_t rms_norm_scratch_bytes(const RmsNormArgs& a);
 int64_t rms_norm_bwd_scratch_bytes(const RmsNormBwdArgs& a);
 int64_t norm_rope_bwd_scratch_bytes(const NormRopeBwdArgs& a);
 int64_t attention_scratch_bytes(const AttentionArgs& a);

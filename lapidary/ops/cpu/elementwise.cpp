@@ -36,10 +36,11 @@ void axpby(Context&, const AxpbyArgs& a) {
 }
 
 void scale_by(Context&, const ScaleByArgs& a) {
-  by_dtype("scale_by", a.a.dtype(), [&]<class T>(T) {
-    const auto s = static_cast<double>(static_cast<float>(a.s.as<T>()[0]));
-    axpby_typed<T, T, T>(a.a, {}, s, 0.0, a.out);
-  });
+  double s = 0.0;
+  by_dtype("scale_by", a.s.dtype(),
+           [&]<class T>(T) { s = static_cast<double>(static_cast<float>(a.s.as<T>()[0])); });
+  by_dtype("scale_by", a.a.dtype(),
+           [&]<class T>(T) { axpby_typed<T, T, T>(a.a, {}, s, 0.0, a.out); });
 }
 
 void softcap(Context&, const SoftcapArgs& a) {

@@ -26,8 +26,8 @@ void run(const EmbeddingArgs& args) {
 template <class T>
 void run(const EmbeddingBwdArgs& args) {
   for (int64_t t = 0; t < args.ids.dim(0); ++t) {
+    if (args.ids.as<int64_t>()[t] == args.skip_id) continue;
     const int64_t id = checked_id("embedding_bwd", args.ids, t, args.dtable.dim(0));
-    if (id == args.pad_id) continue;
     const T* dy = row<T>(args.dy, t);
     T* to = row<T>(args.dtable, id);
     for (int64_t j = 0; j < args.dy.dim(1); ++j) to[j] += args.scale * dy[j];

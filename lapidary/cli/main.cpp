@@ -1,0 +1,42 @@
+#include <cstdio>
+#include <exception>
+
+#include "lapidary/cli/commands.h"
+
+namespace {
+
+constexpr int kFailed = 1;
+constexpr int kUsage = 2;
+
+int run(int argc, char** argv) {
+  CLI::App app("lapidary: fine-tunes Gemma 4 models");
+  app.name("lapidary");
+  app.set_version_flag("--version", LAPIDARY_VERSION);
+  app.require_subcommand(1);
+  lapidary::cli::add_train(app);
+  lapidary::cli::add_generate(app);
+  lapidary::cli::add_trace(app);
+  lapidary::cli::add_tokenize(app);
+  lapidary::cli::add_inspect(app);
+  lapidary::cli::add_recipe(app);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& request) {
+    return app.exit(request);  // --help and --version
+  } catch (const CLI::ParseError& error) {
+    app.exit(error);
+    return kUsage;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "lapidary: error: %s\n", error.what());
+    return kFailed;
+  }
+}

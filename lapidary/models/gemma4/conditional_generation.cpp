@@ -1,0 +1,295 @@
+#include "lapidary/models/gemma4/conditional_generation.h"
+
+#include <complex>
+#include <numeric>
+
+#include "lapidary/core/error.h"
+#include "lapidary/core/rng.h"
+#include "lapidary/ops/elementwise.h"
+#include "lapidary/ops/loss.h"
+#include "lapidary/ops/matmul.h"
+
+namespace lapidary::gemma4 {
+namespace {
+
+void fill(Rng& rng, const Tensor& t, int64_t first, double mean, double deviation) {
+  for (int64_t i = 0; i < t.numel(); ++i) {
+    const double value =
+        i < first ? 0.0 : (deviation == 0.0 ? mean : mean + deviation * rng.normal());
+    switch (t.dtype()) {
+      case Dtype::f32: t.as<float>()[i] = static_cast<float>(value); break;
+      case Dtype::bf16: t.as<bf16>()[i] = bf16(static_cast<float>(value)); break;
+      case Dtype::f64: t.as<double>()[i] = value; break;
+      case Dtype::c128: t.as<std::complex<double>>()[i] = value; break;
+      default: fail("initialize_weights", std::string("cannot fill ") + name_of(t.dtype()));
+    }
+  }
+}
+
+OwnedTensor copy_of(const ConstTensor& t, const Shape& shape) {
+  OwnedTensor out(Backend::cpu, t.dtype(), shape);
+  Context ctx;
+  ops::fill_zero(ctx, out.get());
+  std::copy_n(static_cast<const char*>(t.data()), t.bytes(), static_cast<char*>(out->data()));
+  return out;
+}
+
+}  // namespace
+
+Gemma4ForConditionalGeneration::Gemma4ForConditionalGeneration(const Config& config,
+                                                               const ModelOptions& options)
+    : options_(options), text_(std::make_unique<Gemma4TextModel>(config)) {
+  check_parallel(config, options.parallel);
+  const bool reference = options.dtype == Dtype::f64 || options.dtype == Dtype::c128;
+  const bool meta = options.backend == Backend::meta;
+  if (!meta && reference != (options.backend == Backend::ref)) {
+    fail("model", std::string("dtype ") + name_of(options.dtype) + " does not run on backend " +
+                      name_of(options.backend));
+  }
+  if (!config.tie_word_embeddings) {
+    lm_head_ = {.name = "lm_head.weight",
+                .shape = {config.text.vocab_size, config.text.hidden_size}};
+  }
+  text_->set_dtype(options.dtype);
+  for_each_parameter([&](Parameter& p) {
+    values_.emplace_back(options.backend, options.dtype, p.shape);
+    p.value = values_.back().get();
+  });
+}
+
+Gemma4ForConditionalGeneration Gemma4ForConditionalGeneration::from_config(
+    const Config& config, const ModelOptions& options) {
+  Gemma4ForConditionalGeneration model(config, options);
+  if (options.backend != Backend::meta) model.initialize_weights(options.seed);
+  return model;
+}
+
+Capabilities Gemma4ForConditionalGeneration::get_capabilities(const Config& config) {
+  const TextConfig& text = config.text;
+  Capabilities can;
+  can.cp = true;
+  can.ep = text.enable_moe_block;
+  if (!can.ep) can.why_no_ep = "the model has no experts";
+  can.pp = !text.enable_moe_block && text.hidden_size_per_layer_input == 0 &&
+           text.num_kv_shared_layers == 0;
+  if (!can.pp) {
+    can.why_no_pp = text.enable_moe_block ? "the model has experts"
+                                          : "layers share keys, values or per-layer embeddings";
+  }
+  for (const LayerConfig& layer : text.layers) {
+    const int64_t heads = std::gcd(text.num_attention_heads, layer.num_key_value_heads);
+    can.max_tp =
+        can.max_tp == 1 && &layer == &text.layers.front() ? heads : std::gcd(can.max_tp, heads);
+  }
+  if (text.enable_moe_block) {
+    can.max_tp = 1;
+    can.why_no_tp = "the model has experts; use ep";
+  } else if (can.max_tp == 1) {
+    can.why_no_tp = "a layer has one key/value head";
+  }
+  can.tp = can.max_tp > 1;
+  return can;
+}
+
+void Gemma4ForConditionalGeneration::check_parallel(const Config& config,
+                                                    const ParallelSizes& sizes) {
+  const Capabilities can = get_capabilities(config);
+  Problems problems;
+  const auto axis = [&](const char* name, int64_t size, bool supported, const std::string& why) {
+    if (size == 1) return;
+    if (!supported) {
+      problems.add(std::string("distributed.") + name + "_size",
+                   std::to_string(size) + " is not supported by this model: " + why, "use 1");
+    } else {
+      problems.add(std::string("distributed.") + name + "_size",
+                   std::to_string(size) + " needs several ranks, which this version does not run",
+                   "use 1");
+    }
+  };
+  axis("tp", sizes.tp, can.tp, can.why_no_tp);
+  axis("cp", sizes.cp, can.cp, "");
+  axis("pp", sizes.pp, can.pp, can.why_no_pp);
+  axis("ep", sizes.ep, can.ep, can.why_no_ep);
+  problems.throw_if_any("model");
+}
+
+void Gemma4ForConditionalGeneration::initialize_weights(uint64_t seed) {
+  for_each_parameter([&](Parameter& p) { initialize_parameter(p, seed); });
+}
+
+void Gemma4ForConditionalGeneration::initialize_parameter(Parameter& p, uint64_t seed) {
+  const TextConfig& text = config().text;
+  Rng rng(seed, stream_of(p.name.c_str()));
+  const bool ones = p.init == Init::ones;
+  fill(rng, p.value, 0, ones ? 1.0 : 0.0, ones ? 0.0 : text.initializer_range);
+  if (p.init == Init::normal_pad_row_zero) {
+    const Tensor row = p.value.slice(0, *text.pad_token_id, 1);
+    fill(rng, row, row.numel(), 0.0, 0.0);
+  }
+}
+
+void Gemma4ForConditionalGeneration::for_each_parameter(const std::function<void(Parameter&)>& f) {
+  text_->visit(f);
+  if (lm_head_.shape.rank() > 0) f(lm_head_);
+}
+
+Parameter& Gemma4ForConditionalGeneration::parameter(const std::string& name) {
+  Parameter* found = nullptr;
+  for_each_parameter([&](Parameter& p) {
+    if (p.name == name) found = &p;
+  });
+  if (found == nullptr) fail("model", "there is no parameter \"" + name + "\"");
+  return *found;
+}
+
+void Gemma4ForConditionalGeneration::zero_gradients() {
+  Context ctx;
+  ctx.backend = options_.backend;
+  for_each_parameter([&](Parameter& p) {
+    if (p.buffer || !p.trainable) return;
+    if (!p.grad.defined()) {
+      gradients_.emplace_back(options_.backend, accumulate_dtype(options_.dtype), p.shape);
+      p.grad = gradients_.back().get();
+    } else {
+      ops::fill_zero(ctx, p.grad);
+    }
+  });
+}
+
+const Parameter& Gemma4ForConditionalGeneration::head() const {
+  return config().tie_word_embeddings ? text_->embed_tokens() : lm_head_;
+}
+
+void Gemma4ForConditionalGeneration::head_logits(Context& ctx, const ConstTensor& hidden,
+                                                 const Tensor& logits) const {
+  ops::matmul(ctx, {.a = hidden, .b = head().value, .out = logits, .trans_b = true});
+  ops::softcap(ctx, {.logits = logits, .softcap = config().text.final_logit_softcapping});
+}
+
+ForwardOutput Gemma4ForConditionalGeneration::forward(Context& ctx, const TextInputs& inputs,
+                                                      const ForwardOptions& options) {
+  const ArenaScope scope(ctx.activations);
+  const bool meta = ctx.backend == Backend::meta;
+  const int64_t rows = inputs.rows();
+  const int64_t cols = inputs.cols();
+  const int64_t width = config().text.hidden_size;
+  const Tensor hidden = text_->forward(
+      ctx, inputs, {.policy = nn::Recompute::block, .image_rule = options.image_rule}, pass_);
+
+  ForwardOutput out;
+  if (!meta) out.last_hidden_state = copy_of(hidden, {rows, cols, width});
+  for (const Tensor& x : pass_.x) {
+    if (options.output_hidden_states && !meta) {
+      const bool last = &x == &pass_.x.back();
+      out.hidden_states.push_back(copy_of(last ? hidden : x, {rows, cols, width}));
+    }
+  }
+  std::vector<int64_t> positions = options.logits_positions;
+  if (positions.empty()) {
+    const int64_t kept =
+        options.logits_to_keep == 0 ? cols : std::min(cols, options.logits_to_keep);
+    positions.resize(static_cast<size_t>(kept));
+    std::iota(positions.begin(), positions.end(), cols - kept);
+  }
+  const auto kept = static_cast<int64_t>(positions.size());
+  out.logits = OwnedTensor(meta ? Backend::meta : Backend::cpu, accumulate_dtype(dtype()),
+                           {rows, kept, config().text.vocab_size});
+  const Tensor by_position = hidden.view({rows, cols, width});
+  for (int64_t b = 0; b < rows; ++b) {
+    for (int64_t n = 0; n < kept;) {  // runs of neighbouring positions in one product
+      int64_t run = 1;
+      const int64_t start = positions[static_cast<size_t>(n)];
+      while (n + run < kept && positions[static_cast<size_t>(n + run)] == start + run) ++run;
+      if (start < 0 || start + run > cols) {
+        fail("forward", "logits position " + std::to_string(start + run - 1) + " of a row of " +
+                            std::to_string(cols));
+      }
+      head_logits(ctx, by_position.slice(0, b, 1).slice(1, start, run).rows(),
+                  out.logits->slice(0, b, 1).slice(1, n, run).rows());
+      n += run;
+    }
+  }
+  return out;
+}
+
+ConstTensor Gemma4ForConditionalGeneration::shifted_targets(Context& ctx,
+                                                            const ConstTensor& labels) const {
+  const int64_t cols = labels.dim(1);
+  const Tensor targets = ctx.activations.alloc(Dtype::i64, {labels.numel()});
+  if (ctx.backend == Backend::meta) return targets;
+  for (int64_t t = 0; t < labels.numel(); ++t) {
+    const bool last = t % cols == cols - 1;
+    targets.as<int64_t>()[t] = last ? -100 : labels.as<int64_t>()[t + 1];
+  }
+  return targets;
+}
+
+double Gemma4ForConditionalGeneration::loss(Context& ctx, const TextInputs& inputs,
+                                            const ConstTensor& labels, const LossOptions& options) {
+  const ArenaScope scope(ctx.activations);
+  if (labels.shape() != Shape{inputs.rows(), inputs.cols()}) {
+    fail("labels", "are " + labels.shape().str() + ", expected the shape of the inputs");
+  }
+  const nn::Recompute policy = options.backward ? options.policy : nn::Recompute::block;
+  const ConstTensor targets = shifted_targets(ctx, labels);
+  const Tensor sum = ctx.activations.alloc(dtype() == Dtype::c128 ? Dtype::c128 : Dtype::f64, {1});
+  ops::fill_zero(ctx, sum);
+  const Tensor hidden =
+      text_->forward(ctx, inputs, {.policy = policy, .image_rule = options.image_rule}, pass_);
+  ops::LinearCrossEntropyArgs args{.x = hidden,
+                                   .w = head().value,
+                                   .targets = targets,
+                                   .softcap = config().text.final_logit_softcapping,
+                                   .grad_scale = options.grad_scale,
+                                   .loss = sum};
+  if (options.backward) {
+    args.dx = ctx.activations.alloc(hidden.dtype(), hidden.shape());
+    args.dw = head().grad;
+  }
+  ops::linear_cross_entropy(ctx, args);
+  if (options.backward) text_->backward(ctx, args.dx, pass_);
+  if (ctx.backend == Backend::meta) return 0.0;
+  return dtype() == Dtype::c128 ? sum.as<std::complex<double>>()[0].real() : sum.as<double>()[0];
+}
+
+void Gemma4ForConditionalGeneration::next_logits(Context& ctx, const TextInputs& inputs,
+                                                 GenerationCache& cache, const Tensor& logits) {
+  const ArenaScope scope(ctx.activations);
+  const int64_t rows = inputs.rows();
+  const int64_t cols = inputs.cols();
+  const Tensor hidden =
+      text_->forward(ctx, inputs, {.policy = nn::Recompute::block, .cache = &cache}, pass_);
+  const Tensor by_row = hidden.view({rows, cols, hidden.dim(1)});
+  head_logits(ctx, by_row.slice(1, cols - 1, 1).slice(1, 0, 1).rows(), logits);
+}
+
+template <class Run>
+MemoryPlan Gemma4ForConditionalGeneration::measure(Run&& run) {
+  Context meta = Context::meta();
+  const Gemma4TextModel::Pass before = pass_;
+  run(meta);
+  pass_ = before;
+  return {meta.activations.peak(), meta.scratch.peak()};
+}
+
+MemoryPlan Gemma4ForConditionalGeneration::plan_loss(const TextInputs& inputs,
+                                                     const LossOptions& options) {
+  const ConstTensor labels(nullptr, Dtype::i64, {inputs.rows(), inputs.cols()});
+  return measure([&](Context& meta) { loss(meta, inputs, labels, options); });
+}
+
+MemoryPlan Gemma4ForConditionalGeneration::plan_forward(const TextInputs& inputs,
+                                                        const ForwardOptions& options) {
+  return measure([&](Context& meta) { forward(meta, inputs, options); });
+}
+
+MemoryPlan Gemma4ForConditionalGeneration::plan_next_logits(int64_t rows, int64_t cols,
+                                                            int64_t max_tokens) {
+  GenerationCache cache(Backend::meta, dtype(), config(), rows, max_tokens, cols);
+  return measure([&](Context& meta) {
+    next_logits(meta, {.input_ids = ConstTensor(nullptr, Dtype::i64, {rows, cols})}, cache,
+                Tensor(nullptr, accumulate_dtype(dtype()), {rows, config().text.vocab_size}));
+  });
+}
+
+}  // namespace lapidary::gemma4

@@ -1,0 +1,145 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lapidary/models/gemma4/text_model.h"
+
+namespace lapidary::gemma4 {
+
+// Which parallel axes a configuration supports, and why not.
+struct Capabilities {
+  bool tp = false, cp = false, pp = false, ep = false;
+  int64_t max_tp = 1;  // largest tensor-parallel size: divides every head count
+  std::string why_no_tp, why_no_pp, why_no_ep;
+};
+// Sizes of the axes a run asks for; 1 = unused.
+struct ParallelSizes {
+  int64_t tp = 1, cp = 1, pp = 1, ep = 1;
+};
+
+struct ModelOptions {
+  Dtype dtype = Dtype::f32;  // f32 or bf16 on cpu; f64 or c128 on ref
+  Backend backend = Backend::cpu;
+  ParallelSizes parallel = {};  // unsupported axes are refused before anything is loaded
+  uint64_t seed = 42;           // from_config
+};
+
+struct ForwardOptions {
+  // 0: logits of all positions; n: of the last n; or exactly the positions listed.
+  int64_t logits_to_keep = 0;
+  std::vector<int64_t> logits_positions = {};
+  bool output_hidden_states = false;
+  ops::ImageRule image_rule = ops::ImageRule::google;
+};
+struct ForwardOutput {
+  OwnedTensor logits;                      // [B, kept positions, V], softcapped
+  OwnedTensor last_hidden_state;           // [B, S, H], after the final norm
+  std::vector<OwnedTensor> hidden_states;  // L + 1: the input of each layer; last_hidden_state
+};
+
+// Bytes that a step of one shape needs; from a dry run of the same code on the meta backend.
+struct MemoryPlan {
+  int64_t activations = 0;
+  int64_t scratch = 0;
+};
+
+// What from_pretrained noticed.
+struct LoadReport {
+  std::vector<std::string> warnings;
+  std::vector<std::string> passthrough;  // tower tensors: not loaded, copied on export
+};
+struct SaveOptions {
+  Dtype dtype = Dtype::bf16;  // f32, bf16 or f16
+  int64_t max_shard_bytes = 5'000'000'000;
+  bool overwrite = false;
+  std::string tokenizer_source = {};              // directory; empty: where the model came from
+  std::map<std::string, std::string> files = {};  // more small files by name
+};
+
+struct LossOptions {
+  nn::Recompute policy = nn::Recompute::none;
+  ops::ImageRule image_rule = ops::ImageRule::google;
+  bool backward = true;     // false: loss only
+  double grad_scale = 1.0;  // 1 / counted targets of the whole step
+};
+
+// The model users know: text decoder and language-model head (towers join it later).
+// Names, shapes and semantics are those of transformers' class of this name.
+class Gemma4ForConditionalGeneration {
+ public:
+  // Random weights by initialize_weights(). Errors: configuration, unsupported axis.
+  static Gemma4ForConditionalGeneration from_config(const Config& config,
+                                                    const ModelOptions& options);
+  // A Hugging Face directory. Every missing, surplus or misshaped tensor is listed in one Error.
+  static Gemma4ForConditionalGeneration from_pretrained(const std::string& path,
+                                                        const ModelOptions& options);
+  // The same with a configuration that differs from the directory's own.
+  static Gemma4ForConditionalGeneration from_pretrained(const std::string& path,
+                                                        const Config& config,
+                                                        const ModelOptions& options);
+  static Capabilities get_capabilities(const Config& config);
+  // Throws Error when an axis above 1 is not supported by the configuration or by this build.
+  static void check_parallel(const Config& config, const ParallelSizes& sizes);
+
+  // normal(0, initializer_range), pad rows zero, norms and scales one. Never all zeros. Each
+  // tensor's values depend on seed and name alone.
+  void initialize_weights(uint64_t seed);
+  void initialize_parameter(Parameter& parameter, uint64_t seed);
+  // With a tied head the logits read embed_tokens; returns whether the head is tied.
+  bool tie_weights() const { return config().tie_word_embeddings; }
+
+  // Writes a Hugging Face directory, whole or not at all: shards, index, config.json in the form
+  // that was read, tokenizer files. Tensors of towers are copied from the source.
+  void save_pretrained(const std::string& directory, const SaveOptions& options);
+  const LoadReport& load_report() const { return load_report_; }
+
+  // Inference. The context needs the memory of plan_forward(). Outputs own their memory.
+  ForwardOutput forward(Context& ctx, const TextInputs& inputs, const ForwardOptions& options);
+  // Cross entropy of labels [B, S] (i64, -100 = not counted), aligned with the inputs: position t
+  // predicts labels[t + 1]. Returns the SUM over counted targets; with options.backward all
+  // trainable parameters' gradients of grad_scale * sum are added to Parameter::grad.
+  double loss(Context& ctx, const TextInputs& inputs, const ConstTensor& labels,
+              const LossOptions& options);
+  // Logits of the last position of each row, [B, V] in f32, through a cache.
+  void next_logits(Context& ctx, const TextInputs& inputs, GenerationCache& cache,
+                   const Tensor& logits);
+
+  // Only shapes and presence of the inputs matter. Gradient buffers must exist (zero_gradients).
+  MemoryPlan plan_loss(const TextInputs& inputs, const LossOptions& options);
+  MemoryPlan plan_forward(const TextInputs& inputs, const ForwardOptions& options = {});
+  MemoryPlan plan_next_logits(int64_t rows, int64_t cols, int64_t max_tokens);
+
+  // Gradient buffers for the trainable parameters, zeroed; a second call only zeroes.
+  void zero_gradients();
+  void for_each_parameter(const std::function<void(Parameter&)>& f);
+  Parameter& parameter(const std::string& name);  // Error when there is none
+
+  const Config& config() const { return text_->config(); }
+  Gemma4TextModel& language_model() { return *text_; }
+  Dtype dtype() const { return options_.dtype; }
+  Backend backend() const { return options_.backend; }
+  // hidden_states of the last loss() or forward(); valid until the activation arena is rewound.
+  const Gemma4TextModel::Pass& last_pass() const { return pass_; }
+
+ private:
+  Gemma4ForConditionalGeneration(const Config& config, const ModelOptions& options);
+  const Parameter& head() const;
+  ConstTensor shifted_targets(Context& ctx, const ConstTensor& labels) const;
+  void head_logits(Context& ctx, const ConstTensor& hidden, const Tensor& logits) const;
+  template <class Run>
+  MemoryPlan measure(Run&& run);
+
+  ModelOptions options_;
+  std::unique_ptr<Gemma4TextModel> text_;  // stable addresses for parameters
+  Parameter lm_head_;                      // untied only
+  std::vector<OwnedTensor> values_, gradients_;
+  Gemma4TextModel::Pass pass_;
+  std::string source_;  // where from_pretrained read
+  LoadReport load_report_;
+};
+
+}  // namespace lapidary::gemma4

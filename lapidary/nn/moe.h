@@ -1,0 +1,112 @@
+#pragma once
+
+#include "lapidary/core/context.h"
+#include "lapidary/core/parameter.h"
+#include "lapidary/nn/recompute.h"
+
+namespace lapidary::nn {
+
+// Which expert each token goes to, and where its rows lie in the expert-sorted layout. Owned by the
+// caller and kept under every recompute policy: a layer that runs again never routes again.
+struct Routing {
+  Tensor rstd;                   // [T]
+  Tensor indices;                // [T, K] i32
+  Tensor shares, weights;        // [T, K]
+  Tensor counts, offsets;        // [E], [E + 1] i32
+  Tensor row_token, row_weight;  // [R]
+  Tensor pair_row;               // [T, K] i32
+  bool decided = false;
+};
+
+// The router: fp32 on the raw residual; see ops/moe.h for the formula.
+struct Gemma4Gate {
+  Parameter proj;              // [E, H]
+  Parameter scale;             // [H]
+  Parameter per_expert_scale;  // [E]
+  double eps = 1e-6;
+
+  Gemma4Gate() = default;
+  Gemma4Gate(const std::string& name, int64_t experts, int64_t hidden, double epsilon);
+  // u [T, H]
+  void forward(Context& ctx, const ConstTensor& u, const Routing& routing) const;
+  // drow_weight [R]; du [T, H] is added to.
+  void backward(Context& ctx, const ConstTensor& u, const Routing& routing,
+                const ConstTensor& drow_weight, const Tensor& du) const;
+  template <class F>
+  void visit(F&& f) {
+    f(proj);
+    f(scale);
+    f(per_expert_scale);
+  }
+};
+
+// E gated MLPs, one product per expert over the tokens that chose it.
+struct GroupedExperts {
+  Parameter gate_up_proj;  // [E, 2 I, H], gate rows first
+  Parameter down_proj;     // [E, H, I]
+
+  GroupedExperts() = default;
+  GroupedExperts(const std::string& name, int64_t experts, int64_t hidden, int64_t intermediate);
+
+  struct Saved {
+    Tensor gate_up;  // [R, 2 I]
+    Tensor h;        // [R, I], routing weight included; undefined under `light`
+  };
+  // x, y [T, H]
+  void forward(Context& ctx, Recompute policy, const ConstTensor& x, const Routing& routing,
+               const Tensor& y, Saved& saved) const;
+  // dx [T, H] and drow_weight [R] are written. Consumes saved.gate_up.
+  void backward(Context& ctx, const ConstTensor& x, const ConstTensor& dy, const Routing& routing,
+                const Tensor& dx, const Tensor& drow_weight, const Saved& saved) const;
+  template <class F>
+  void visit(F&& f) {
+    f(gate_up_proj);
+    f(down_proj);
+  }
+};
+
+// Router and experts together: y = sum_k weight_k expert_k(x), routed by u.
+struct Gemma4MoE {
+  Gemma4Gate gate;
+  GroupedExperts experts;
+  int64_t top_k = 0;
+
+  Gemma4MoE() = default;
+  struct Options {
+    int64_t hidden, experts, top_k, intermediate;
+    double eps;
+  };
+  // Parameters are named <layer>.router.* and <layer>.experts.*
+  Gemma4MoE(const std::string& layer, const Options& options);
+
+  bool defined() const { return top_k > 0; }
+  // Memory for the routing of `tokens` tokens, from the activation arena.
+  Routing alloc_routing(Context& ctx, int64_t tokens, Dtype dtype) const;
+
+  struct ForwardArgs {
+    ConstTensor u;                 // [T, H] raw residual, read by the router
+    ConstTensor x;                 // [T, H] normed, read by the experts
+    ConstTensor token_valid = {};  // [T] u8: tokens with 0 are not dispatched and get y = 0
+    Tensor loads = {};             // [E] i64: += tokens per expert; may be undefined
+    Tensor y;                      // [T, H]
+  };
+  void forward(Context& ctx, Recompute policy, const ForwardArgs& args, Routing& routing,
+               GroupedExperts::Saved& saved) const;
+
+  struct BackwardArgs {
+    ConstTensor u, x, dy;
+    Tensor dx;  // [T, H] written: gradient of x
+    Tensor du;  // [T, H] added to: gradient of u
+  };
+  void backward(Context& ctx, const BackwardArgs& args, const Routing& routing,
+                const GroupedExperts::Saved& saved) const;
+
+  template <class F>
+  void visit(F&& f) {
+    if (!defined()) return;
+    gate.visit(f);
+    experts.visit(f);
+  }
+};
+
+}  // namespace lapidary::nn

@@ -1,0 +1,119 @@
+#include "lapidary/train/run_setup.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "lapidary/core/error.h"
+
+namespace lapidary {
+namespace {
+
+using gemma4::Config;
+using gemma4::Gemma4ForConditionalGeneration;
+
+// Where the configuration comes from, for messages.
+std::string config_source(const ModelRecipe& model) {
+  if (!model.inline_config.text.empty()) return "model.config";
+  return model.from_config() ? model.config : model.pretrained_model_name_or_path;
+}
+
+Dtype weights_dtype(const Recipe& recipe, const Config& config) {
+  if (recipe.model.torch_dtype) return *recipe.model.torch_dtype;
+  if (recipe.model.from_config()) return Dtype::f32;
+  return config.torch_dtype == "bfloat16" ? Dtype::bf16 : Dtype::f32;
+}
+
+void freeze(const Recipe& recipe, Gemma4ForConditionalGeneration& model) {
+  int64_t trainable = 0;
+  model.for_each_parameter([&](Parameter& p) {
+    const bool embedding = p.name.find("embed_tokens") != std::string::npos;
+    p.trainable = !p.buffer && !recipe.freeze.freeze_language_model &&
+                  !(embedding && recipe.freeze.freeze_embeddings);
+    trainable += p.trainable ? 1 : 0;
+  });
+  if (trainable == 0) {
+    fail(recipe.where("freeze_config.freeze_language_model"), "nothing is left to train",
+         "set it to false");
+  }
+}
+
+}  // namespace
+
+Config recipe_config(const Recipe& recipe) {
+  const ModelRecipe& model = recipe.model;
+  const std::string source = config_source(model);
+  const Config config =
+      model.inline_config.text.empty()
+          ? gemma4::load_config(source)
+          : gemma4::parse_config(model.inline_config.text, recipe.where("model.config"));
+  if (model.text_config.text.empty()) return config;
+  auto json = nlohmann::ordered_json::parse(config.json);
+  auto& text = json.contains("text_config") ? json["text_config"] : json;
+  text.merge_patch(nlohmann::ordered_json::parse(model.text_config.text));
+  return gemma4::parse_config(json.dump(), recipe.where("model.text_config"));
+}
+
+Gemma4ForConditionalGeneration build_model(const Recipe& recipe) {
+  const Config config = recipe_config(recipe);
+  const gemma4::ModelOptions options{.dtype = weights_dtype(recipe, config),
+                                     .backend = parse_backend(recipe.device),
+                                     .parallel = {.tp = recipe.mesh.tp_size,
+                                                  .cp = recipe.mesh.cp_size,
+                                                  .pp = recipe.mesh.pp_size,
+                                                  .ep = recipe.mesh.ep_size},
+                                     .seed = static_cast<uint64_t>(recipe.seed)};
+  auto model = recipe.model.from_config()
+                   ? Gemma4ForConditionalGeneration::from_config(config, options)
+                   : Gemma4ForConditionalGeneration::from_pretrained(
+                         recipe.model.pretrained_model_name_or_path, config, options);
+  freeze(recipe, model);
+  return model;
+}
+
+std::shared_ptr<const Tokenizer> load_recipe_tokenizer(const Recipe& recipe) {
+  std::string path = recipe.dataset.tokenizer;
+  if (path.empty() && !recipe.model.from_config()) {
+    path = recipe.model.pretrained_model_name_or_path;
+    if (!std::filesystem::exists(std::filesystem::path(path) / "tokenizer.json")) return nullptr;
+  }
+  if (path.empty()) return nullptr;
+  return std::make_shared<const Tokenizer>(Tokenizer::load(path));
+}
+
+PreparedData prepare_data(const Recipe& recipe, const DatasetRecipe& dataset, bool training,
+                          const Tokenizer* tokenizer, const gemma4::TextConfig& text) {
+  const bool pack = training && recipe.packed_sequence.enabled();
+  const Overlong overlong = dataset.truncate ? Overlong::kTruncate : Overlong::kDrop;
+  DatasetOptions options;
+  options.path = dataset.path_or_dataset;
+  options.split = dataset.split;
+  options.limit_dataset_samples = dataset.limit_dataset_samples;
+  options.max_length = dataset.max_length.value_or(text.max_position_embeddings);
+  options.overlong = overlong;
+  options.vocab_size = text.vocab_size;
+  Dataset loaded = load_dataset(options, tokenizer);
+
+  PreparedData out;
+  out.report = loaded.report;
+  if (pack) {
+    Packed packed = pack_samples(
+        loaded.samples, {.length = recipe.packed_sequence.pack_size,
+                         .seed = static_cast<uint64_t>(recipe.seed),
+                         .shuffle = recipe.dataloader.shuffle,
+                         .overlong = recipe.packed_sequence.drop_long_samples ? Overlong::kDrop
+                                                                              : Overlong::kTruncate,
+                         .pad_id = text.pad_token_id.value_or(0)});
+    out.packing = packed.report;
+    out.fixed_length = recipe.packed_sequence.pack_size;
+    loaded.samples = std::move(packed.rows);
+    if (loaded.samples.empty()) fail(options.path, "no document fits packed_sequence.pack_size");
+  }
+  for (const Sample& sample : loaded.samples) {
+    out.longest = std::max(out.longest, static_cast<int64_t>(sample.input_ids.size()));
+  }
+  out.samples = std::make_shared<const std::vector<Sample>>(std::move(loaded.samples));
+  return out;
+}
+
+}  // namespace lapidary

@@ -1,0 +1,303 @@
+#include "lapidary/train/trainer.h"
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+
+#include "lapidary/core/error.h"
+#include "lapidary/models/gemma4/generation.h"
+#include "lapidary/train/samples.h"
+
+namespace lapidary {
+namespace {
+
+constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
+
+double peak_memory_gib() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<double>(usage.ru_maxrss) * 1024.0 / kGiB;
+}
+
+double seconds_now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Tokens of a batch without the tail of each row that has no labels, as NeMo counts them.
+int64_t tokens_without_tail(const Batch& batch) {
+  int64_t count = 0;
+  for (int64_t b = 0; b < batch.rows; ++b) {
+    int64_t length = batch.cols;
+    while (length > 0 &&
+           batch.labels[static_cast<size_t>(b * batch.cols + length - 1)] == kIgnoreLabel) {
+      --length;
+    }
+    count += length;
+  }
+  return count;
+}
+
+std::optional<ExpertLoad> load_of(const gemma4::Gemma4TextModel& model) {
+  const ConstTensor loads = model.expert_loads();
+  if (!loads.defined()) return std::nullopt;
+  std::vector<std::vector<int64_t>> tokens;
+  for (int64_t i = 0; i < loads.dim(0); ++i) {
+    const int64_t* row = loads.as<int64_t>() + i * loads.dim(1);
+    tokens.emplace_back(row, row + loads.dim(1));
+  }
+  return expert_load(tokens);
+}
+
+std::string json_losses(double train, std::optional<double> validation) {
+  return validation ? fmt::format("{{\"train_loss\": {}, \"default\": {}}}\n", train, *validation)
+                    : fmt::format("{{\"train_loss\": {}}}\n", train);
+}
+
+// The directory of a tokenizer that the recipe names, "" when it names none.
+std::string directory_of(const std::string& tokenizer) {
+  const std::filesystem::path path = tokenizer;
+  return tokenizer.empty() || std::filesystem::is_directory(path) ? tokenizer
+                                                                  : path.parent_path().string();
+}
+
+std::vector<Parameter*> parameters_of(gemma4::Gemma4ForConditionalGeneration& model) {
+  std::vector<Parameter*> out;
+  model.for_each_parameter([&](Parameter& p) { out.push_back(&p); });
+  return out;
+}
+
+}  // namespace
+
+Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console)
+    : recipe_(recipe),
+      console_(console),
+      model_(build_model(recipe)),
+      tokenizer_(load_recipe_tokenizer(recipe)),
+      data_(prepare_data(recipe, recipe.dataset, true, tokenizer_.get(), model_.config().text)),
+      store_(recipe.checkpoint.checkpoint_dir),
+      metrics_(store_.folder()) {
+  const gemma4::TextConfig& text = model_.config().text;
+  const int64_t pad = text.pad_token_id.value_or(0);
+  if (recipe_.validation_dataset.given) {
+    validation_data_ =
+        prepare_data(recipe_, recipe_.validation_dataset, false, tokenizer_.get(), text);
+    evaluator_.emplace(*validation_data_->samples, recipe_.step_scheduler.local_batch_size, pad);
+  }
+  loader_.emplace(static_cast<int64_t>(data_.samples->size()),
+                  collate_from(data_.samples, {.pad_id = pad, .fixed_length = data_.fixed_length}),
+                  LoaderOptions{.batch_size = recipe_.step_scheduler.local_batch_size,
+                                .seed = static_cast<uint64_t>(recipe_.seed),
+                                .shuffle = recipe_.dataloader.shuffle,
+                                .drop_last = recipe_.dataloader.drop_last,
+                                .rank = data_parallel_.rank(),
+                                .world = data_parallel_.size()});
+  const int64_t accumulation = recipe_.gradient_accumulation();
+  const int64_t steps_of_epoch = (loader_->steps_in_epoch() + accumulation - 1) / accumulation;
+  total_steps_ = steps_of_epoch * recipe_.step_scheduler.num_epochs;
+  if (recipe_.step_scheduler.max_steps) {
+    total_steps_ = std::min(total_steps_, *recipe_.step_scheduler.max_steps);
+  }
+  schedule_ = recipe_.lr_schedule(scheduled_steps(recipe_.step_scheduler.num_epochs,
+                                                  loader_->steps_in_epoch(), accumulation,
+                                                  recipe_.step_scheduler.max_steps));
+  model_.zero_gradients();
+  optimizer_.emplace(model_.backend(),
+                     AdamWOptions{.beta1 = recipe_.optimizer.betas.at(0),
+                                  .beta2 = recipe_.optimizer.betas.at(1),
+                                  .eps = recipe_.optimizer.eps},
+                     parameters_of(model_));
+  plan_memory();
+}
+
+void Trainer::plan_memory() {
+  const gemma4::LossOptions train{.policy = recipe_.recompute};
+  const int64_t rows = recipe_.step_scheduler.local_batch_size;
+  gemma4::MemoryPlan plan =
+      model_.plan_loss(gemma4::TextInputs::of_shape(rows, data_.longest), train);
+  if (evaluator_) {
+    const gemma4::MemoryPlan eval = model_.plan_loss(
+        gemma4::TextInputs::of_shape(evaluator_->rows(), evaluator_->cols()), {.backward = false});
+    plan.activations = std::max(plan.activations, eval.activations);
+    plan.scratch = std::max(plan.scratch, eval.scratch);
+  }
+  ctx_ = Context::make(model_.backend(), plan.activations, plan.scratch);
+}
+
+void Trainer::message(const std::string& line) {
+  if (progress_)
+    progress_->message(line);
+  else if (console_.out != nullptr)
+    *console_.out << line << "\n" << std::flush;
+}
+
+void Trainer::describe() {
+  const gemma4::TextConfig& text = model_.config().text;
+  message(
+      fmt::format("model: {:.2f} M parameters, {:.2f} M trained, {} layers{}, {}",
+                  static_cast<double>(gemma4::num_parameters(model_.config())) / 1e6,
+                  static_cast<double>(optimizer_->num_trainable()) / 1e6, text.num_hidden_layers,
+                  text.enable_moe_block
+                      ? fmt::format(", {} experts, top {}", text.num_experts, text.top_k_experts)
+                      : std::string(),
+                  name_of(model_.dtype())));
+  message(fmt::format("data: {} samples, longest {} tokens{}; {} dropped, {} truncated",
+                      data_.samples->size(), data_.longest,
+                      data_.packing
+                          ? fmt::format(", packed from {} documents", data_.packing->documents)
+                          : std::string(),
+                      data_.report.dropped + (data_.packing ? data_.packing->dropped : 0),
+                      data_.report.truncated + (data_.packing ? data_.packing->truncated : 0)));
+  message(fmt::format(
+      "memory: {:.1f} MiB activations ({} recompute), {:.1f} MiB scratch, "
+      "{:.1f} MiB optimiser state",
+      static_cast<double>(ctx_.activations.capacity()) / 1048576.0, nn::name_of(recipe_.recompute),
+      static_cast<double>(ctx_.scratch.capacity()) / 1048576.0,
+      static_cast<double>(optimizer_->state_bytes()) / 1048576.0));
+  message(fmt::format("steps: {} of {} samples, logs in {}", total_steps_,
+                      recipe_.step_scheduler.global_batch_size, store_.folder()));
+  for (const std::string& warning : model_.config().warnings) message("warning: " + warning);
+  for (const std::string& warning : model_.load_report().warnings) message("warning: " + warning);
+  for (const std::string& note : recipe_.notes) message("note: " + note);
+  if (const size_t towers = model_.load_report().passthrough.size(); towers > 0) {
+    message(fmt::format("note: {} tensors of the vision and audio towers are kept as they are",
+                        towers));
+  }
+  if (!store_.moved_to().empty()) {
+    message("note: what an earlier run left in " + store_.folder() + " is now in " +
+            store_.moved_to() + "/ there");
+  }
+}
+
+// Micro-batches of the next step: fewer at the end of an epoch.
+std::vector<Batch> Trainer::next_batches() {
+  std::vector<Batch> batches;
+  const int64_t left = loader_->steps_in_epoch() - batches_of_epoch_;
+  const int64_t count = std::min(left, recipe_.gradient_accumulation());
+  while (static_cast<int64_t>(batches.size()) < count) batches.push_back(*loader_->next());
+  batches_of_epoch_ += count;
+  epoch_ended_ = batches_of_epoch_ == loader_->steps_in_epoch();
+  if (epoch_ended_) {
+    batches_of_epoch_ = 0;
+    loader_->next();  // the loader's own mark of the end
+  }
+  return batches;
+}
+
+TrainRecord Trainer::train_step(const std::vector<Batch>& batches) {
+  const double start = seconds_now();
+  TrainRecord record{.step = step_, .epoch = epoch_};
+  for (const Batch& batch : batches) {
+    record.num_label_tokens += batch.num_label_tokens;
+    record.num_tokens_per_step += tokens_without_tail(batch);
+  }
+  record.num_label_tokens = data_parallel_.sum(record.num_label_tokens);
+  record.num_tokens_per_step = data_parallel_.sum(record.num_tokens_per_step);
+  const double grad_scale =
+      1.0 / static_cast<double>(std::max<int64_t>(record.num_label_tokens, 1));
+
+  model_.zero_gradients();
+  model_.language_model().reset_expert_loads();
+  for (const Batch& batch : batches) {
+    record.loss += model_.loss(ctx_, text_inputs(batch), label_tensor(batch),
+                               {.policy = recipe_.recompute, .grad_scale = grad_scale});
+  }
+  record.loss = data_parallel_.sum(record.loss) * grad_scale;
+  const std::vector<Parameter*> parameters = parameters_of(model_);
+  data_parallel_.reduce_gradients(parameters);
+  record.grad_norm = optimizer_->grad_norm(ctx_);
+  if (!std::isfinite(record.loss) || !std::isfinite(record.grad_norm)) {
+    fail(fmt::format("step {}", step_),
+         fmt::format("loss {} and gradient norm {} are not finite; the model was not updated",
+                     record.loss, record.grad_norm),
+         "lower optimizer.lr, or look at the data of this step");
+  }
+  optimizer_->step(ctx_, schedule_->lr(step_), recipe_.optimizer.weight_decay,
+                   clip_factor(record.grad_norm, recipe_.max_grad_norm));
+  ++step_;
+  record.lr = schedule_->lr(step_);
+  record.mem_gib = peak_memory_gib();
+  record.tps = static_cast<double>(record.num_tokens_per_step) / (seconds_now() - start);
+  record.tps_per_gpu = record.tps / static_cast<double>(data_parallel_.size());
+  record.moe = load_of(model_.language_model());
+  return record;
+}
+
+bool Trainer::due(std::optional<int64_t> every) const { return every && step_ % *every == 0; }
+
+void Trainer::validate() {
+  if (!evaluator_) return;
+  const Evaluation evaluation = evaluator_->run(ctx_, model_);
+  val_loss_ = evaluation.loss;
+  const ValidationRecord record{.step = std::max<int64_t>(step_ - 1, 0),
+                                .epoch = epoch_,
+                                .val_loss = evaluation.loss,
+                                .lr = schedule_->lr(step_),
+                                .num_label_tokens = evaluation.num_label_tokens,
+                                .mem_gib = peak_memory_gib()};
+  metrics_.write(record);
+  if (progress_) progress_->write(record);
+}
+
+void Trainer::save_checkpoint() {
+  if (!recipe_.checkpoint.enabled) return;
+  const double start = seconds_now();
+  last_model_directory_ =
+      store_.save(model_, {.epoch = epoch_,
+                           .step = step_ - 1,
+                           .config_yaml = print_recipe(recipe_),
+                           .losses_json = json_losses(last_loss_, val_loss_),
+                           .tokenizer_source = directory_of(recipe_.dataset.tokenizer)});
+  message(fmt::format("checkpoint: {} ({:.1f} s)", last_model_directory_, seconds_now() - start));
+}
+
+void Trainer::end_of_step(bool last) {
+  const bool epoch_checkpoint = epoch_ended_ && recipe_.step_scheduler.save_checkpoint_every_epoch;
+  const bool save = due(recipe_.step_scheduler.ckpt_every_steps) || last || epoch_checkpoint;
+  if (save || due(recipe_.step_scheduler.val_every_steps)) validate();
+  if (save) save_checkpoint();
+}
+
+TrainResult Trainer::run() {
+  TrainResult result;
+  describe();
+  if (console_.out != nullptr) {
+    progress_ =
+        std::make_unique<Progress>(*console_.out, Progress::Options{.terminal = console_.terminal,
+                                                                    .total_steps = total_steps_,
+                                                                    .columns = console_.columns});
+  }
+  validate();
+  result.first_val_loss = val_loss_;
+  while (step_ < total_steps_ && !result.stopped) {
+    const TrainRecord record = train_step(next_batches());
+    last_loss_ = record.loss;
+    metrics_.write(record);
+    if (progress_) progress_->write(record);
+    result.stopped = console_.stop != nullptr && console_.stop->load();
+    end_of_step(result.stopped || step_ == total_steps_);
+    if (epoch_ended_) ++epoch_;
+  }
+  if (progress_) progress_->finish();
+  result.steps = step_;
+  result.loss = last_loss_;
+  result.val_loss = val_loss_;
+  result.model_directory = last_model_directory_;
+  if (!result.stopped) sample_answers();
+  return result;
+}
+
+void Trainer::sample_answers() {
+  const PreparedData& data = validation_data_ ? *validation_data_ : data_;
+  if (recipe_.samples.num_samples == 0 || !tokenizer_) return;
+  for (const std::string& text :
+       sampled_answers(model_, *tokenizer_, *data.samples, recipe_.samples,
+                       static_cast<uint64_t>(recipe_.seed))) {
+    message(text);
+  }
+}
+
+}  // namespace lapidary
