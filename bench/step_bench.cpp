@@ -1,5 +1,5 @@
 // A training step of a mid-size mixture-of-experts model against its matrix products alone.
-//   lapidary_step_bench [fp32|bf16] [none|light|block] [steps]
+//   lapidary_step_bench [fp32|bf16|all] [none|light|block] [steps] [rows]
 // Prints one line of JSON per dtype: seconds of a step (median), of the products alone (the same
 // shapes, run back to back by oneDNN in this process), their ratio, and the seconds of each
 // operation. The step holds forward, backward, clipping and AdamW.
@@ -20,7 +20,7 @@
 namespace lapidary {
 namespace {
 
-constexpr int64_t kTokens = 1024;
+constexpr int64_t kSequence = 1024;
 
 const char* kConfig = R"({
   "model_type": "gemma4_text", "architectures": ["Gemma4ForCausalLM"],
@@ -109,21 +109,21 @@ class Products {
   Dtype dtype_;
 };
 
-double products_alone(Context& ctx, const gemma4::Gemma4ForConditionalGeneration& model) {
+double products_alone(Context& ctx, const gemma4::Gemma4ForConditionalGeneration& model,
+                      int64_t tokens) {
   const gemma4::TextConfig& text = model.config().text;
   Products products(ctx, model.dtype());
   const Dtype dtype = model.dtype();
   const int64_t hidden = text.hidden_size;
-  double total = products.linear(kTokens, hidden, text.vocab_size, Dtype::f32);
+  double total = products.linear(tokens, hidden, text.vocab_size, Dtype::f32);
   for (size_t i = 0; i < text.layers.size(); ++i) {
     const gemma4::LayerConfig& layer = text.layers[i];
     const int64_t q = text.num_attention_heads * layer.head_dim;
     const int64_t kv = layer.num_key_value_heads * layer.head_dim;
-    total += products.linear(kTokens, hidden, q, dtype) +
-             products.linear(kTokens, q, hidden, dtype) +
-             products.linear(kTokens, hidden, kv, dtype) * (layer.k_eq_v ? 1.0 : 2.0) +
-             products.linear(kTokens, hidden, layer.intermediate_size, dtype) * 2.0 +
-             products.linear(kTokens, layer.intermediate_size, hidden, dtype);
+    total += products.linear(tokens, hidden, q, dtype) + products.linear(tokens, q, hidden, dtype) +
+             products.linear(tokens, hidden, kv, dtype) * (layer.k_eq_v ? 1.0 : 2.0) +
+             products.linear(tokens, hidden, layer.intermediate_size, dtype) * 2.0 +
+             products.linear(tokens, layer.intermediate_size, hidden, dtype);
     const nn::Routing& routing = model.last_pass().routing[i];
     total += products.experts(routing, hidden, 2 * text.moe_intermediate_size, text.num_experts) +
              products.experts(routing, text.moe_intermediate_size, hidden, text.num_experts);
@@ -131,15 +131,17 @@ double products_alone(Context& ctx, const gemma4::Gemma4ForConditionalGeneration
   return total;
 }
 
-void run(Dtype dtype, nn::Recompute policy, int steps) {
+void run(Dtype dtype, nn::Recompute policy, int steps, int64_t rows) {
+  const int64_t tokens = rows * kSequence;
   auto model = gemma4::Gemma4ForConditionalGeneration::from_config(
       gemma4::parse_config(kConfig, "step_bench"), {.dtype = dtype});
-  std::vector<int64_t> ids(kTokens);
+  std::vector<int64_t> ids(static_cast<size_t>(tokens));
   Rng rng(3);
   for (int64_t& id : ids) id = 1 + rng.below(model.config().text.vocab_size - 1);
-  const ConstTensor tokens(ids.data(), Dtype::i64, {1, kTokens});
-  const gemma4::TextInputs inputs{.input_ids = tokens};
-  const gemma4::LossOptions options{.policy = policy, .grad_scale = 1.0 / (kTokens - 1)};
+  const ConstTensor input_ids(ids.data(), Dtype::i64, {rows, kSequence});
+  const gemma4::TextInputs inputs{.input_ids = input_ids};
+  const gemma4::LossOptions options{.policy = policy,
+                                    .grad_scale = 1.0 / static_cast<double>(tokens)};
   model.zero_gradients();
   std::vector<Parameter*> parameters;
   model.for_each_parameter([&](Parameter& p) { parameters.push_back(&p); });
@@ -147,11 +149,8 @@ void run(Dtype dtype, nn::Recompute policy, int steps) {
   const gemma4::MemoryPlan plan = model.plan_loss(inputs, options);
   Context ctx = Context::make(Backend::cpu, plan.activations, plan.scratch);
   const auto step = [&] {
-    {
-      const ProfileScope scope(ctx.profiler, "zero_gradients");
-      model.zero_gradients();
-    }
-    model.loss(ctx, inputs, tokens, options);
+    model.zero_gradients(ctx);
+    model.loss(ctx, inputs, input_ids, options);
     const double norm = optimizer.grad_norm(ctx);
     optimizer.step(ctx, 1e-4, 0.01, clip_factor(norm, 1.0));
   };
@@ -162,14 +161,14 @@ void run(Dtype dtype, nn::Recompute policy, int steps) {
   for (int i = 0; i < steps; ++i) seconds.push_back(seconds_of(step));
   ctx.profiler = nullptr;
   const double whole = median(seconds);
-  const double alone = products_alone(ctx, model);
+  const double alone = products_alone(ctx, model, tokens);
   std::printf(
       "{\"bench\": \"step\", \"dtype\": \"%s\", \"recompute\": \"%s\", \"tokens\": %lld, "
       "\"parameters\": %lld, \"step_s\": %.4f, \"products_s\": %.4f, \"ratio\": %.3f, "
       "\"tokens_per_s\": %.1f, \"activation_MiB\": %.1f, \"ops_s\": {",
-      name_of(dtype), nn::name_of(policy), static_cast<long long>(kTokens),
+      name_of(dtype), nn::name_of(policy), static_cast<long long>(tokens),
       static_cast<long long>(gemma4::num_parameters(model.config())), whole, alone, whole / alone,
-      kTokens / whole, static_cast<double>(plan.activations) / 1048576.0);
+      static_cast<double>(tokens) / whole, static_cast<double>(plan.activations) / 1048576.0);
   const char* comma = "";
   for (const auto& [op, entry] : profiler.entries()) {
     std::printf("%s\"%s\": %.4f", comma, op.c_str(), entry.seconds / steps);
@@ -183,12 +182,13 @@ void run(Dtype dtype, nn::Recompute policy, int steps) {
 }  // namespace lapidary
 
 int main(int argc, char** argv) {
-  const std::string dtype = argc > 1 ? argv[1] : "";
+  const std::string dtype = argc > 1 ? argv[1] : "all";
   const auto policy = lapidary::nn::parse_recompute(argc > 2 ? argv[2] : "none");
   const int steps = argc > 3 ? std::atoi(argv[3]) : 5;
+  const int rows = argc > 4 ? std::atoi(argv[4]) : 1;
   for (const char* name : {"fp32", "bf16"}) {
-    if (!dtype.empty() && dtype != name) continue;
-    lapidary::run(lapidary::parse_dtype(name), policy, steps);
+    if (dtype != "all" && dtype != name) continue;
+    lapidary::run(lapidary::parse_dtype(name), policy, steps, rows);
   }
   return 0;
 }
