@@ -23,9 +23,10 @@ void RmsNorm::backward(Context& ctx, const BackwardArgs& args) const {
                           .dw = weight.grad});
 }
 
-ConstTensor RmsNorm::output(Context& ctx, const ConstTensor& saved, const ConstTensor& x) const {
+ConstTensor RmsNorm::output(Context& ctx, const ConstTensor& saved, const ConstTensor& x,
+                            Dtype dtype) const {
   if (saved.defined()) return saved;
-  const Tensor y = ctx.scratch.alloc(x.dtype(), x.shape());
+  const Tensor y = ctx.scratch.alloc(dtype, x.shape());
   forward(ctx, {.x = x, .y = y});
   return y;
 }

@@ -36,7 +36,8 @@ struct RmsNorm {
   void backward(Context& ctx, const BackwardArgs& args) const;
 
   // `saved` if forward kept it, else N(x) once more, bit for bit, in scratch memory.
-  ConstTensor output(Context& ctx, const ConstTensor& saved, const ConstTensor& x) const;
+  ConstTensor output(Context& ctx, const ConstTensor& saved, const ConstTensor& x,
+                     Dtype dtype) const;
 
   template <class F>
   void visit(F&& f) {

@@ -11,6 +11,7 @@ namespace lapidary::ops {
 // takes from ctx.scratch what the cpu version would take, so that a dry run measures it.
 template <class Cpu, class Ref, class Meta>
 void dispatch(Context& ctx, const char* op, Cpu&& cpu, Ref&& ref, Meta&& meta) {
+  const ProfileScope scope(ctx.profiler, op);
   switch (ctx.backend) {
     case Backend::cpu: return cpu();
     case Backend::ref: return ref();

@@ -19,7 +19,8 @@ void check(const AxpbyArgs& a) {
 void check(const ScaleByArgs& a) {
   const Check c("scale_by");
   c.rank("a", a.a, 2);
-  c.tensor("s", a.s, {1}, a.a.dtype());
+  c.shape("s", a.s, {1});
+  c.that(accumulate_dtype(a.s.dtype()) == accumulate_dtype(a.a.dtype()), "s has a foreign type");
   c.tensor("out", a.out, a.a.shape(), a.a.dtype());
 }
 
@@ -39,7 +40,9 @@ void scale_by(Context& ctx, const ScaleByArgs& a) {
 
 void fill_zero(Context& ctx, const Tensor& t) {
   if (!t.contiguous()) fail("fill_zero", "tensor " + t.shape().str() + " is not contiguous");
-  if (ctx.backend != Backend::meta) std::memset(t.data(), 0, static_cast<size_t>(t.bytes()));
+  dispatch(
+      ctx, "fill_zero", [&] { cpu::fill_zero(ctx, t); },
+      [&] { std::memset(t.data(), 0, static_cast<size_t>(t.bytes())); });
 }
 
 }  // namespace lapidary::ops

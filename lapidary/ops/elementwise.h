@@ -15,7 +15,7 @@ struct AxpbyArgs {
 };
 void axpby(Context& ctx, const AxpbyArgs& args);
 
-// out = s a, with s [1] a tensor (layer_scalar).  out may alias a.
+// out = s a, with s [1] a tensor (layer_scalar), of the dtype of a or narrower.  out may alias a.
 struct ScaleByArgs {
   ConstTensor a;
   ConstTensor s;

@@ -4,7 +4,8 @@
 
 namespace lapidary::ops {
 
-// y[t] = scale table[ids[t]].   ids [T] i64   table [V, D]   y [T, D]
+// y[t] = scale table[ids[t]].   ids [T] i64   table [V, D]   y [T, D] in the dtype of table or in
+// accumulate_dtype.
 // The scale is used as given (the model rounds it to the weight's dtype first); one rounding after.
 struct EmbeddingArgs {
   ConstTensor ids;

@@ -16,9 +16,10 @@ void check(const RouterArgs& a) {
   const Check c("router");
   c.rank("u", a.u, 2);
   c.rank("indices", a.indices, 2);
-  const Dtype d = a.u.dtype();
+  const Dtype d = a.proj.dtype();
   const Dtype acc = accumulate_dtype(d);
   const int64_t tokens = a.u.dim(0), hidden = a.u.dim(1), k = a.indices.dim(1);
+  c.that(a.u.dtype() == d || a.u.dtype() == acc, "u has a foreign element type");
   c.tensor("scale", a.scale, {hidden}, d);
   c.rank("proj", a.proj, 2);
   c.tensor("proj", a.proj, {a.proj.dim(0), hidden}, d);
@@ -36,9 +37,10 @@ void check(const RouterBwdArgs& a) {
   c.rank("u", a.u, 2);
   c.rank("indices", a.indices, 2);
   c.rank("drow_weight", a.drow_weight, 1);
-  const Dtype d = a.u.dtype();
+  const Dtype d = a.proj.dtype();
   const Dtype acc = accumulate_dtype(d);
   const int64_t tokens = a.u.dim(0), hidden = a.u.dim(1), k = a.indices.dim(1);
+  c.that(a.u.dtype() == d || a.u.dtype() == acc, "u has a foreign element type");
   c.tensor("scale", a.scale, {hidden}, d);
   c.rank("proj", a.proj, 2);
   c.tensor("proj", a.proj, {a.proj.dim(0), hidden}, d);
@@ -48,7 +50,7 @@ void check(const RouterBwdArgs& a) {
   c.tensor("shares", a.shares, {tokens, k}, acc);
   c.tensor("pair_row", a.pair_row, {tokens, k}, Dtype::i32);
   c.dtype("drow_weight", a.drow_weight, acc);
-  c.tensor("du", a.du, a.u.shape(), d);
+  c.tensor("du", a.du, a.u.shape(), a.u.dtype());
   c.optional("dscale", a.dscale, {hidden}, acc);
   c.optional("dproj", a.dproj, a.proj.shape(), acc);
   c.optional("dper_expert_scale", a.dper_expert_scale, {a.proj.dim(0)}, acc);

@@ -7,8 +7,9 @@ namespace lapidary::ops {
 // Router of Gemma 4, in accumulate_dtype from its input on, whatever the model's dtype:
 //   n = u r(u);  z = n scale H^-1/2;  l = z proj^T;  p = softmax(l);  top K of p (ties: lowest id);
 //   share_k = p_k / sum of the selected p;  weight_k = share_k per_expert_scale[e_k]
-//   u [T, H] raw residual   scale [H]   proj [E, H]   per_expert_scale [E]
-//   rstd [T], shares, weights [T, K] in accumulate_dtype; indices [T, K] i32 (all written)
+//   u [T, H] raw residual, in the dtype of proj or in accumulate_dtype   scale [H]   proj [E, H]
+//   per_expert_scale [E] rstd [T], shares, weights [T, K] in accumulate_dtype; indices [T, K] i32
+//   (all written)
 // select = false: indices are given (recomputation never re-routes) and only the rest is computed.
 struct RouterArgs {
   ConstTensor u;

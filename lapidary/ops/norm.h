@@ -7,8 +7,10 @@ namespace lapidary::ops {
 // RMS normalisation (Zhang & Sennrich 2019), computed in accumulate_dtype, rounded once:
 //   r = (mean_j x_j^2 + eps)^-1/2      y = [residual +] x r [w]
 //   x, y, residual [N, D] (any row stride)   w [D]   rstd [N] in accumulate_dtype (written)
-// w undefined: no weight. residual undefined: none. y may alias x or residual. rstd may be
-// undefined in inference. When the residual is set, the sum is formed before the one rounding.
+//   x, w and y each in the model's dtype or in accumulate_dtype; residual in the dtype of y
+// w undefined: no weight. residual undefined: none. y may alias residual, and x where their dtypes
+// agree. rstd may be undefined in inference. When the residual is set, the sum is formed before the
+// one rounding.
 struct RmsNormArgs {
   ConstTensor x;
   ConstTensor w = {};
@@ -20,9 +22,10 @@ struct RmsNormArgs {
 void rms_norm(Context& ctx, const RmsNormArgs& args);
 
 // With n = x r and g = dy w (or dy):  dx = r (g - n mean(g n))     dw += sum_rows dy n
+//   dy, x, w, dx each in the model's dtype or in accumulate_dtype.
 //   dx is added to when accumulate_dx, else written. dw [D] in accumulate_dtype; undefined =
-//   frozen. dx undefined: only dw. dx may alias dy. The residual's gradient is dy itself: the
-//   caller's.
+//   frozen. dx undefined: only dw. dx may alias dy where their dtypes agree. The residual's
+//   gradient is dy itself: the caller's.
 struct RmsNormBwdArgs {
   ConstTensor dy;
   ConstTensor x;

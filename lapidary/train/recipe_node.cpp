@@ -180,16 +180,16 @@ void override_node(RecipeNode& root, const std::string& key, const std::string& 
       return;
     }
     if (node->kind != RecipeNode::Kind::mapping) {
-      *node = RecipeNode{};
-      node->kind = RecipeNode::Kind::mapping;
-      node->where = where;
+      *node = {.kind = RecipeNode::Kind::mapping, .where = where, .key = node->key};
     }
     RecipeNode* next = node->find(part);
     if (next == nullptr) next = &node->add(part, RecipeNode{});
     node = next;
   }
-  *node = parse(value, where, false, problems);
-  node->where = where;
+  RecipeNode parsed = parse(value, where, false, problems);
+  parsed.where = where;
+  parsed.key = node->key;
+  *node = std::move(parsed);
 }
 
 std::string to_json(const RecipeNode& node) {

@@ -13,12 +13,12 @@ struct RecipeNode {
   enum class Kind { null, scalar, list, mapping };
 
   Kind kind = Kind::null;
-  std::string text;     // of a scalar
-  bool quoted = false;  // "true" in quotes is text
-  std::string where;    // "recipes/x.yaml:14", or the option that set it: "--optimizer.lr"
-  std::string key;      // its name, when it is an entry of a mapping
-  std::vector<RecipeNode> items;    // of a list
-  std::vector<RecipeNode> entries;  // of a mapping, in their order
+  std::string text = {};   // of a scalar
+  bool quoted = false;     // "true" in quotes is text
+  std::string where = {};  // "recipes/x.yaml:14", or the option that set it: "--optimizer.lr"
+  std::string key = {};    // its name, when it is an entry of a mapping
+  std::vector<RecipeNode> items = {};    // of a list
+  std::vector<RecipeNode> entries = {};  // of a mapping, in their order
 
   // A scalar, or the kind in words: "a list", "a mapping", "nothing".
   std::string shown() const;

@@ -199,7 +199,7 @@ TrainRecord Trainer::train_step(const std::vector<Batch>& batches) {
   const double grad_scale =
       1.0 / static_cast<double>(std::max<int64_t>(record.num_label_tokens, 1));
 
-  model_.zero_gradients();
+  model_.zero_gradients(ctx_);
   model_.language_model().reset_expert_loads();
   for (const Batch& batch : batches) {
     record.loss += model_.loss(ctx_, text_inputs(batch), label_tensor(batch),

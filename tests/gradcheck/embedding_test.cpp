@@ -63,7 +63,10 @@ TEST_F(Embedding, NamesTheIdThatIsOutside) {
         [&] { ops::embedding(ctx, {.ids = ids.get(), .table = table.get(), .y = y.get()}); },
         testing::ThrowsMessage<Error>(names_it));
     EXPECT_THAT(
-        [&] { ops::embedding_bwd(ctx, {.ids = ids.get(), .dy = y.get(), .dtable = table.get()}); },
+        [&] {
+          ops::embedding_bwd(
+              ctx, {.ids = ids.get(), .dy = y.get(), .skip_id = 0, .dtable = table.get()});
+        },
         testing::ThrowsMessage<Error>(names_it));
   }
 }

@@ -149,6 +149,10 @@ Parameter& Gemma4ForConditionalGeneration::parameter(const std::string& name) {
 void Gemma4ForConditionalGeneration::zero_gradients() {
   Context ctx;
   ctx.backend = options_.backend;
+  zero_gradients(ctx);
+}
+
+void Gemma4ForConditionalGeneration::zero_gradients(Context& ctx) {
   for_each_parameter([&](Parameter& p) {
     if (p.buffer || !p.trainable) return;
     if (!p.grad.defined()) {

@@ -56,7 +56,7 @@ struct SaveOptions {
   Dtype dtype = Dtype::bf16;  // f32, bf16 or f16
   int64_t max_shard_bytes = 5'000'000'000;
   bool overwrite = false;
-  std::string tokenizer_source = {};  // directory; empty: where the model came from
+  std::string tokenizer_source = {};              // directory; empty: where the model came from
   std::map<std::string, std::string> files = {};  // more small files by name
 };
 
@@ -115,6 +115,7 @@ class Gemma4ForConditionalGeneration {
 
   // Gradient buffers for the trainable parameters, zeroed; a second call only zeroes.
   void zero_gradients();
+  void zero_gradients(Context& ctx);
   void for_each_parameter(const std::function<void(Parameter&)>& f);
   Parameter& parameter(const std::string& name);  // Error when there is none
 

@@ -50,28 +50,25 @@ Gemma4DecoderLayer::Gemma4DecoderLayer(const std::string& name, const TextConfig
 void Gemma4DecoderLayer::forward(Context& ctx, Recompute policy, const Io& io, Saved& saved) const {
   forward_attention(ctx, policy, io, saved);
   forward_feedforward(ctx, policy, io, saved);
-  const bool ple = per_layer_input_gate_.defined();
-  if (ple) saved.x2 = ctx.activations.alloc(io.x.dtype(), io.x.shape());
-  const Tensor x2 = ple ? saved.x2 : io.y;
-  saved.post_ff_rstd = ctx.activations.alloc(accumulate_dtype(io.x.dtype()), {io.x.dim(0)});
+  saved.post_ff_rstd = ctx.activations.alloc(io.x.dtype(), {io.x.dim(0)});
   post_feedforward_layernorm_.forward(
-      ctx, {.x = saved.c, .residual = saved.x1, .y = x2, .rstd = saved.post_ff_rstd});
-  if (ple) forward_ple(ctx, policy, io, io.y, saved);
+      ctx, {.x = saved.c, .residual = saved.x1, .y = io.y, .rstd = saved.post_ff_rstd});
+  if (per_layer_input_gate_.defined()) forward_ple(ctx, policy, io, saved);
   ops::scale_by(ctx, {.a = io.y, .s = layer_scalar_.value, .out = io.y});
 }
 
 void Gemma4DecoderLayer::forward_attention(Context& ctx, Recompute policy, const Io& io,
                                            Saved& saved) const {
   const ArenaScope scope(ctx.scratch);
-  const Dtype dtype = io.x.dtype();
-  const Dtype acc = accumulate_dtype(dtype);
+  const Dtype dtype = io.dtype;
+  const Dtype acc = io.x.dtype();
   Arena& arena = ctx.activations;
   const Tensor normed = nn::alloc_light(ctx, policy, dtype, io.x.shape());
   saved.normed = nn::keep_light(policy, normed);
   saved.in_rstd = arena.alloc(acc, {io.x.dim(0)});
   saved.attention_out = arena.alloc(dtype, io.x.shape());
   saved.post_attention_rstd = arena.alloc(acc, {io.x.dim(0)});
-  saved.x1 = arena.alloc(dtype, io.x.shape());
+  saved.x1 = arena.alloc(acc, io.x.shape());
 
   input_layernorm_.forward(ctx, {.x = io.x, .y = normed, .rstd = saved.in_rstd});
   nn::KeyValues own;
@@ -86,8 +83,8 @@ void Gemma4DecoderLayer::forward_attention(Context& ctx, Recompute policy, const
 void Gemma4DecoderLayer::forward_feedforward(Context& ctx, Recompute policy, const Io& io,
                                              Saved& saved) const {
   const ArenaScope scope(ctx.scratch);
-  const Dtype dtype = io.x.dtype();
-  const Dtype acc = accumulate_dtype(dtype);
+  const Dtype dtype = io.dtype;
+  const Dtype acc = io.x.dtype();
   Arena& arena = ctx.activations;
   const Tensor normed = nn::alloc_light(ctx, policy, dtype, io.x.shape());
   saved.normed_mlp = nn::keep_light(policy, normed);
@@ -102,8 +99,8 @@ void Gemma4DecoderLayer::forward_feedforward(Context& ctx, Recompute policy, con
 
 void Gemma4DecoderLayer::forward_moe(Context& ctx, Recompute policy, const Io& io,
                                      Saved& saved) const {
-  const Dtype dtype = io.x.dtype();
-  const Dtype acc = accumulate_dtype(dtype);
+  const Dtype dtype = io.dtype;
+  const Dtype acc = io.x.dtype();
   Arena& arena = ctx.activations;
   const Tensor normed = nn::alloc_light(ctx, policy, dtype, io.x.shape());
   saved.normed_moe = nn::keep_light(policy, normed);
@@ -111,7 +108,7 @@ void Gemma4DecoderLayer::forward_moe(Context& ctx, Recompute policy, const Io& i
   saved.moe_out = arena.alloc(dtype, io.x.shape());
   saved.post_ff_1_rstd = arena.alloc(acc, {io.x.dim(0)});
   saved.post_ff_2_rstd = arena.alloc(acc, {io.x.dim(0)});
-  saved.c = arena.alloc(dtype, io.x.shape());
+  saved.c = arena.alloc(acc, io.x.shape());
 
   pre_feedforward_layernorm_2_.forward(ctx,
                                        {.x = saved.x1, .y = normed, .rstd = saved.pre_ff_2_rstd});
@@ -129,23 +126,25 @@ void Gemma4DecoderLayer::forward_moe(Context& ctx, Recompute policy, const Io& i
       ctx, {.x = saved.moe_out, .residual = saved.c, .y = saved.c, .rstd = saved.post_ff_2_rstd});
 }
 
-void Gemma4DecoderLayer::forward_ple(Context& ctx, Recompute policy, const Io& io, const Tensor& x3,
+void Gemma4DecoderLayer::forward_ple(Context& ctx, Recompute policy, const Io& io,
                                      Saved& saved) const {
   const ArenaScope scope(ctx.scratch);
-  const Dtype dtype = io.x.dtype();
+  const Dtype dtype = io.dtype;
   Arena& arena = ctx.activations;
   const Shape inner{io.x.dim(0), io.ple.dim(1)};
+  saved.x2_rounded = arena.alloc(dtype, io.x.shape());
   saved.ple_gate = arena.alloc(dtype, inner);
   const Tensor gated = nn::alloc_light(ctx, policy, dtype, inner);
   saved.ple_gated = nn::keep_light(policy, gated);
   saved.ple_out = arena.alloc(dtype, io.x.shape());
-  saved.post_ple_rstd = arena.alloc(accumulate_dtype(dtype), {io.x.dim(0)});
+  saved.post_ple_rstd = arena.alloc(io.x.dtype(), {io.x.dim(0)});
 
-  per_layer_input_gate_.forward(ctx, saved.x2, saved.ple_gate);
+  ops::axpby(ctx, {.a = io.y, .out = saved.x2_rounded});
+  per_layer_input_gate_.forward(ctx, saved.x2_rounded, saved.ple_gate);
   ops::geglu(ctx, {.gate = saved.ple_gate, .up = io.ple, .h = gated});
   per_layer_projection_.forward(ctx, gated, saved.ple_out);
   post_per_layer_input_norm_.forward(
-      ctx, {.x = saved.ple_out, .residual = saved.x2, .y = x3, .rstd = saved.post_ple_rstd});
+      ctx, {.x = saved.ple_out, .residual = io.y, .y = io.y, .rstd = saved.post_ple_rstd});
 }
 
 // ---- backward: the mirror image ----------------------------------------------------------------
@@ -164,7 +163,7 @@ void Gemma4DecoderLayer::backward(Context& ctx, const Io& io, const Gradients& g
 void Gemma4DecoderLayer::backward_ple(Context& ctx, const Io& io, const Gradients& grads,
                                       const Tensor& dx2, const Saved& saved) const {
   const ArenaScope scope(ctx.scratch);
-  const Dtype dtype = io.x.dtype();
+  const Dtype dtype = io.dtype;
   const Tensor d_out = ctx.scratch.alloc(dtype, io.x.shape());
   const Tensor d_gated = ctx.scratch.alloc(dtype, saved.ple_gate.shape());
   Tensor gated = saved.ple_gated;
@@ -181,14 +180,15 @@ void Gemma4DecoderLayer::backward_ple(Context& ctx, const Io& io, const Gradient
                        .dgate = saved.ple_gate,
                        .dup = grads.dple});
   per_layer_input_gate_.backward(
-      ctx, {.x = saved.x2, .dy = saved.ple_gate, .dx = dx2, .accumulate_dx = true});
+      ctx, {.x = saved.x2_rounded, .dy = saved.ple_gate, .dx = dx2, .accumulate_dx = true});
 }
 
 void Gemma4DecoderLayer::backward_moe(Context& ctx, const ConstTensor& dc, const Tensor& dx1,
                                       const Io& io, const Saved& saved) const {
   const ArenaScope scope(ctx.scratch);
-  const Dtype dtype = io.x.dtype();
-  const ConstTensor normed = pre_feedforward_layernorm_2_.output(ctx, saved.normed_moe, saved.x1);
+  const Dtype dtype = io.dtype;
+  const ConstTensor normed =
+      pre_feedforward_layernorm_2_.output(ctx, saved.normed_moe, saved.x1, dtype);
   const Tensor d_out = ctx.scratch.alloc(dtype, io.x.shape());
   const Tensor d_normed = ctx.scratch.alloc(dtype, io.x.shape());
   post_feedforward_layernorm_2_.backward(
@@ -205,18 +205,22 @@ void Gemma4DecoderLayer::backward_moe(Context& ctx, const ConstTensor& dc, const
 void Gemma4DecoderLayer::backward_feedforward(Context& ctx, const Io& io, const Tensor& dx1,
                                               const Saved& saved) const {
   const ArenaScope scope(ctx.scratch);
-  const Dtype dtype = io.x.dtype();
-  const Tensor dc = ctx.scratch.alloc(dtype, io.x.shape());
+  const Dtype dtype = io.dtype;
+  // Of c itself, a sum of two norms; or of the MLP's output, which goes into products.
+  const Tensor dc = ctx.scratch.alloc(saved.c.dtype(), io.x.shape());
   post_feedforward_layernorm_.backward(
       ctx, {.dy = dx1, .x = saved.c, .rstd = saved.post_ff_rstd, .dx = dc});
+  Tensor d_mlp = dc;
   if (moe_.defined()) {
     backward_moe(ctx, dc, dx1, io, saved);
+    d_mlp = ctx.scratch.alloc(dtype, io.x.shape());
     post_feedforward_layernorm_1_.backward(
-        ctx, {.dy = dc, .x = saved.mlp_out, .rstd = saved.post_ff_1_rstd, .dx = dc});
+        ctx, {.dy = dc, .x = saved.mlp_out, .rstd = saved.post_ff_1_rstd, .dx = d_mlp});
   }
-  const ConstTensor normed = pre_feedforward_layernorm_.output(ctx, saved.normed_mlp, saved.x1);
+  const ConstTensor normed =
+      pre_feedforward_layernorm_.output(ctx, saved.normed_mlp, saved.x1, dtype);
   const Tensor d_normed = ctx.scratch.alloc(dtype, io.x.shape());
-  mlp_.backward(ctx, normed, dc, d_normed, saved.mlp);
+  mlp_.backward(ctx, normed, d_mlp, d_normed, saved.mlp);
   pre_feedforward_layernorm_.backward(
       ctx,
       {.dy = d_normed, .x = saved.x1, .rstd = saved.pre_ff_rstd, .dx = dx1, .accumulate_dx = true});
@@ -225,10 +229,10 @@ void Gemma4DecoderLayer::backward_feedforward(Context& ctx, const Io& io, const 
 void Gemma4DecoderLayer::backward_attention(Context& ctx, const Io& io, const Gradients& grads,
                                             const Tensor& dx1, const Saved& saved) const {
   const ArenaScope scope(ctx.scratch);
-  const Dtype dtype = io.x.dtype();
+  const Dtype dtype = io.dtype;
   const Tensor d_out = ctx.scratch.alloc(dtype, io.x.shape());
   const Tensor d_normed = ctx.scratch.alloc(dtype, io.x.shape());
-  const ConstTensor normed = input_layernorm_.output(ctx, saved.normed, io.x);
+  const ConstTensor normed = input_layernorm_.output(ctx, saved.normed, io.x, dtype);
   post_attention_layernorm_.backward(
       ctx, {.dy = dx1, .x = saved.attention_out, .rstd = saved.post_attention_rstd, .dx = d_out});
   self_attn_.backward(ctx, *io.plan, io.rows,

@@ -8,6 +8,10 @@
 
 namespace lapidary::gemma4 {
 
+// The residual stream (x, x1, c, x2, x3, y) and its gradient are in the accumulate dtype: f32 in a
+// bf16 model, so that adding 2 L branches to it rounds nothing. What enters a product is rounded
+// once.
+//
 // One decoder layer. With N_* the layer's norms, u = x1 the residual after attention:
 //   x1 = x + N_post_attention(attention(N_input(x)))
 //   c  = mlp(N_pre_feedforward(x1))                                                       dense
@@ -24,7 +28,8 @@ class Gemma4DecoderLayer {
   struct Io {
     const nn::AttentionPlan* plan = nullptr;
     int64_t rows = 0;                 // B
-    ConstTensor x;                    // [T, H]
+    ConstTensor x;                    // [T, H] residual stream
+    Dtype dtype = Dtype::f32;         // of weights and of what enters products
     ConstTensor ple = {};             // [T, P], this layer's slice
     ConstTensor token_valid = {};     // [T] u8
     nn::KeyValues* shared = nullptr;  // keys and values that more than one layer reads
@@ -44,7 +49,7 @@ class Gemma4DecoderLayer {
     nn::GroupedExperts::Saved experts;
     Tensor moe_out, post_ff_2_rstd;
     Tensor c, post_ff_rstd;
-    Tensor x2, ple_gate, ple_gated, ple_out, post_ple_rstd;
+    Tensor x2_rounded, ple_gate, ple_gated, ple_out, post_ple_rstd;
   };
   void forward(Context& ctx, nn::Recompute policy, const Io& io, Saved& saved) const;
 
@@ -80,8 +85,7 @@ class Gemma4DecoderLayer {
   void forward_attention(Context& ctx, nn::Recompute policy, const Io& io, Saved& saved) const;
   void forward_feedforward(Context& ctx, nn::Recompute policy, const Io& io, Saved& saved) const;
   void forward_moe(Context& ctx, nn::Recompute policy, const Io& io, Saved& saved) const;
-  void forward_ple(Context& ctx, nn::Recompute policy, const Io& io, const Tensor& x3,
-                   Saved& saved) const;
+  void forward_ple(Context& ctx, nn::Recompute policy, const Io& io, Saved& saved) const;
   void backward_ple(Context& ctx, const Io& io, const Gradients& grads, const Tensor& dx2,
                     const Saved& saved) const;
   void backward_moe(Context& ctx, const ConstTensor& dc, const Tensor& dx1, const Io& io,

@@ -120,7 +120,8 @@ void Gemma4TextModel::reset_expert_loads() {
 void Gemma4TextModel::embed(Context& ctx, const TextInputs& inputs, Pass& pass) const {
   const int64_t tokens = pass.inputs.rows * pass.inputs.cols;
   const Shape shape{tokens, config_.text.hidden_size};
-  const Tensor x0 = ctx.activations.alloc(embed_tokens_.value.dtype(), shape);
+  const Dtype stream = accumulate_dtype(embed_tokens_.value.dtype());
+  const Tensor x0 = ctx.activations.alloc(stream, shape);
   if (pass.inputs.ids.defined()) {
     ops::embedding(
         ctx,
@@ -139,7 +140,9 @@ void Gemma4TextModel::embed_per_layer(Context& ctx, const TextInputs& inputs, Pa
   const int64_t p = config_.text.hidden_size_per_layer_input;
   const Shape shape{tokens, num_layers() * p};
   const Shape groups{tokens * num_layers(), p};
-  const Dtype dtype = pass.x[0].dtype();
+  const Dtype dtype = embed_tokens_.value.dtype();
+  pass.x0_rounded = ctx.activations.alloc(dtype, pass.x[0].shape());
+  ops::axpby(ctx, {.a = pass.x[0], .out = pass.x0_rounded});
   pass.ple = ctx.activations.alloc(dtype, shape);
   pass.ple_projected = ctx.activations.alloc(dtype, shape);
   pass.ple_rstd = ctx.activations.alloc(accumulate_dtype(dtype), {groups[0]});
@@ -153,7 +156,7 @@ void Gemma4TextModel::embed_per_layer(Context& ctx, const TextInputs& inputs, Pa
   } else {
     ops::axpby(ctx, {.a = inputs.per_layer_inputs.view(shape), .out = table});
   }
-  per_layer_model_projection_.forward(ctx, pass.x[0], pass.ple_projected);
+  per_layer_model_projection_.forward(ctx, pass.x0_rounded, pass.ple_projected);
   ops::axpby(ctx, {.a = pass.ple_projected,
                    .alpha = 1.0 / std::sqrt(static_cast<double>(config_.text.hidden_size)),
                    .out = pass.ple_projected});
@@ -190,6 +193,7 @@ Gemma4DecoderLayer::Io Gemma4TextModel::io_of(int64_t i, GenerationCache* cache,
   Gemma4DecoderLayer::Io io{.plan = &pass.plans[index_of(layer.type)],
                             .rows = pass.inputs.rows,
                             .x = pass.x[index],
+                            .dtype = embed_tokens_.value.dtype(),
                             .token_valid = pass.inputs.token_valid,
                             .y = pass.x[index + 1]};
   if (has_ple()) io.ple = pass.ple.slice(1, i * p, p);
@@ -207,16 +211,17 @@ void Gemma4TextModel::forward_layer(Context& ctx, const Options& options, int64_
   const auto index = static_cast<size_t>(i);
   const LayerConfig& layer = config_.text.layers[index];
   const Tensor& x = pass.x[index];
+  const Dtype dtype = embed_tokens_.value.dtype();
   // What outlives recomputation lies below the mark.
   pass.x[index + 1] = ctx.activations.alloc(x.dtype(), x.shape());
   if (config_.text.enable_moe_block) {
-    pass.routing[index] = layers_[index].moe().alloc_routing(ctx, x.dim(0), x.dtype());
+    pass.routing[index] = layers_[index].moe().alloc_routing(ctx, x.dim(0), dtype);
   }
   if (layer.kv_is_source && options.cache == nullptr) {
     const Shape shape{pass.inputs.rows, pass.inputs.cols, layer.num_key_value_heads,
                       layer.head_dim};
-    pass.shared[index_of(layer.type)] = {ctx.activations.alloc(x.dtype(), shape),
-                                         ctx.activations.alloc(x.dtype(), shape)};
+    pass.shared[index_of(layer.type)] = {ctx.activations.alloc(dtype, shape),
+                                         ctx.activations.alloc(dtype, shape)};
   }
   const int64_t mark = ctx.activations.mark();
   layers_[index].forward(ctx, options.policy, io_of(i, options.cache, pass), pass.saved[index]);
@@ -239,8 +244,8 @@ Tensor Gemma4TextModel::forward(Context& ctx, const TextInputs& inputs, const Op
   if (options.cache != nullptr) options.cache->end_step(pass.inputs.cols);
 
   const Tensor& last = pass.x[layers];
-  pass.hidden = ctx.activations.alloc(last.dtype(), last.shape());
-  pass.final_rstd = ctx.activations.alloc(accumulate_dtype(last.dtype()), {last.dim(0)});
+  pass.hidden = ctx.activations.alloc(embed_tokens_.value.dtype(), last.shape());
+  pass.final_rstd = ctx.activations.alloc(last.dtype(), {last.dim(0)});
   norm_.forward(ctx, {.x = last, .y = pass.hidden, .rstd = pass.final_rstd});
   return pass.hidden;
 }
@@ -255,7 +260,7 @@ void Gemma4TextModel::backward(Context& ctx, const ConstTensor& d_hidden, Pass& 
   Tensor dy = arena.alloc(last.dtype(), last.shape());
   Tensor dx = arena.alloc(last.dtype(), last.shape());
   Tensor dple;
-  if (has_ple()) dple = arena.alloc(last.dtype(), pass.ple.shape());
+  if (has_ple()) dple = arena.alloc(pass.ple.dtype(), pass.ple.shape());
   // One accumulator per layer type: consumers add, the source drains it, last of all.
   std::array<nn::KeyValues, 2> d_shared;
   for (const LayerType type : kLayerTypes) {
@@ -311,7 +316,7 @@ void Gemma4TextModel::backward_embeddings(Context& ctx, const Tensor& dx, const 
                      .alpha = 1.0 / std::sqrt(static_cast<double>(config_.text.hidden_size)),
                      .out = dple});
     per_layer_model_projection_.backward(
-        ctx, {.x = pass.x[0], .dy = dple, .dx = dx, .accumulate_dx = true});
+        ctx, {.x = pass.x0_rounded, .dy = dple, .dx = dx, .accumulate_dx = true});
   }
   if (embed_tokens_.grad.defined() && pass.inputs.ids.defined()) {
     ops::embedding_bwd(ctx, {.ids = pass.inputs.grad_ids,

@@ -39,8 +39,9 @@ class Gemma4TextModel {
     PreparedInputs inputs;
     nn::Recompute policy = nn::Recompute::none;
     std::array<nn::AttentionPlan, 2> plans;  // per LayerType
-    std::vector<Tensor> x;                   // hidden_states: x[i] is the input of layer i
-    Tensor ple, ple_projected, ple_rstd;     // [T, L P]
+    std::vector<Tensor> x;  // hidden_states: x[i] is the input of layer i, in accumulate_dtype
+    Tensor x0_rounded;      // x[0] as it enters per_layer_model_projection
+    Tensor ple, ple_projected, ple_rstd;  // [T, L P]
     std::vector<nn::Routing> routing;
     std::array<nn::KeyValues, 2> shared;  // per LayerType
     std::vector<Gemma4DecoderLayer::Saved> saved;

@@ -38,10 +38,12 @@ void linear_cross_entropy(Context& ctx, const LinearCrossEntropyArgs& a);
 void softcap(Context& ctx, const SoftcapArgs& a);
 void axpby(Context& ctx, const AxpbyArgs& a);
 void scale_by(Context& ctx, const ScaleByArgs& a);
+void fill_zero(Context& ctx, const Tensor& t);
 void adamw(Context& ctx, const AdamWArgs& a);
 double sum_of_squares(Context& ctx, const ConstTensor& t);
 
 int64_t matmul_scratch_bytes(const MatmulArgs& a);
+int64_t rms_norm_scratch_bytes(const RmsNormArgs& a);
 int64_t rms_norm_bwd_scratch_bytes(const RmsNormBwdArgs& a);
 int64_t norm_rope_bwd_scratch_bytes(const NormRopeBwdArgs& a);
 int64_t attention_scratch_bytes(const AttentionArgs& a);

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <cstring>
+
 #include "lapidary/ops/cpu/by_dtype.h"
 #include "lapidary/ops/cpu/cpu.h"
 #include "lapidary/ops/cpu/kernels.h"
@@ -36,9 +39,19 @@ void axpby(Context&, const AxpbyArgs& a) {
 }
 
 void scale_by(Context&, const ScaleByArgs& a) {
-  by_dtype("scale_by", a.a.dtype(), [&]<class T>(T) {
-    const auto s = static_cast<double>(static_cast<float>(a.s.as<T>()[0]));
-    axpby_typed<T, T, T>(a.a, {}, s, 0.0, a.out);
+  double s = 0.0;
+  by_dtype("scale_by", a.s.dtype(),
+           [&]<class T>(T) { s = static_cast<double>(static_cast<float>(a.s.as<T>()[0])); });
+  by_dtype("scale_by", a.a.dtype(),
+           [&]<class T>(T) { axpby_typed<T, T, T>(a.a, {}, s, 0.0, a.out); });
+}
+
+void fill_zero(Context&, const Tensor& t) {
+  constexpr int64_t kPiece = int64_t{1} << 20;
+  auto* bytes = static_cast<char*>(t.data());
+  parallel_for((t.bytes() + kPiece - 1) / kPiece, [&](int64_t i) {
+    const int64_t count = std::min(kPiece, t.bytes() - i * kPiece);
+    std::memset(bytes + i * kPiece, 0, static_cast<size_t>(count));
   });
 }
 

@@ -25,10 +25,12 @@ void embedding(Context&, const EmbeddingArgs& a) {
   const auto scale = static_cast<float>(a.scale);
   by_dtype("embedding", a.table.dtype(), [&]<class T>(T) {
     const T* table = a.table.as<T>();
-    T* y = a.y.as<T>();
-    parallel_for(a.ids.dim(0), [&](int64_t t) {
-      axpby_row(table + ids[t] * a.table.stride(0), static_cast<const T*>(nullptr),
-                y + t * a.y.stride(0), a.table.dim(1), scale, 0.0F);
+    by_dtype("embedding", a.y.dtype(), [&]<class Y>(Y) {
+      Y* y = a.y.as<Y>();
+      parallel_for(a.ids.dim(0), [&](int64_t t) {
+        axpby_row(table + ids[t] * a.table.stride(0), static_cast<const T*>(nullptr),
+                  y + t * a.y.stride(0), a.table.dim(1), scale, 0.0F);
+      });
     });
   });
 }

@@ -9,19 +9,19 @@
 // only exactly. Inputs must be finite; sums are float, in a fixed order for a given length.
 namespace lapidary::ops::cpu {
 
-// --- simd_norm.cpp: X = type of x, w; Y = type of y or dy: X or float
+// --- simd_norm.cpp: X, Y, G = float or bf16, in any combination; weights are widened beforehand
 // sum_j x_j^2
 template <class X>
 float sum_squares(const X* x, int64_t n);
 // y = [residual +] x r [w];  w, residual may be null
 template <class X, class Y>
-void norm_row(const X* x, const X* w, const Y* residual, Y* y, int64_t n, float r);
+void norm_row(const X* x, const float* w, const Y* residual, Y* y, int64_t n, float r);
 // Returns sum_j dy_j w_j x_j, and dw_j += dy_j x_j r;  w, dw may be null
 template <class X, class Y>
-float norm_bwd_sums(const Y* dy, const X* x, const X* w, float* dw, int64_t n, float r);
+float norm_bwd_sums(const Y* dy, const X* x, const float* w, float* dw, int64_t n, float r);
 // dx = r (dy w - x r mean) [+ dx];  w may be null
-template <class X, class Y>
-void norm_bwd_row(const Y* dy, const X* x, const X* w, X* dx, int64_t n, float r, float mean,
+template <class X, class Y, class G>
+void norm_bwd_row(const Y* dy, const X* x, const float* w, G* dx, int64_t n, float r, float mean,
                   bool accumulate);
 
 // --- simd_rope.cpp: a row is one head, 2 half channels

@@ -9,6 +9,7 @@
 #include "lapidary/ops/cpu/kernels.h"
 #include "lapidary/ops/cpu/parallel.h"
 #include "lapidary/ops/cpu/scratch.h"
+#include "lapidary/ops/cpu/widen.h"
 
 namespace lapidary::ops::cpu {
 namespace {
@@ -19,6 +20,7 @@ int64_t chunk_of(int64_t tokens) { return std::min(kChunk, tokens); }
 
 struct Forward {
   float* proj;     // [E, H]
+  float* scale;    // [H]
   float* z;        // [chunk, H]: n scale, without the factor H^-1/2
   float* logits;   // [chunk, E]
   uint8_t* taken;  // [chunk, E]
@@ -27,6 +29,7 @@ struct Forward {
     Carver carver(base);
     const int64_t experts = a.proj.dim(0), hidden = a.u.dim(1), chunk = chunk_of(a.u.dim(0));
     proj = carver.take<float>(experts * hidden);
+    scale = carver.take<float>(hidden);
     z = carver.take<float>(chunk * hidden);
     logits = carver.take<float>(chunk * experts);
     taken = carver.take<uint8_t>(chunk * experts);
@@ -36,6 +39,7 @@ struct Forward {
 
 struct Backward {
   float* proj;     // [E, H]
+  float* scale;    // [H]
   float* z;        // [chunk, H]
   float* dz;       // [chunk, H]
   float* dlogits;  // [chunk, E], times H^-1/2
@@ -45,6 +49,7 @@ struct Backward {
     Carver carver(base);
     const int64_t experts = a.proj.dim(0), hidden = a.u.dim(1), chunk = chunk_of(a.u.dim(0));
     proj = carver.take<float>(experts * hidden);
+    scale = carver.take<float>(hidden);
     z = carver.take<float>(chunk * hidden);
     dz = carver.take<float>(chunk * hidden);
     dlogits = carver.take<float>(chunk * experts);
@@ -108,19 +113,21 @@ void weigh(const RouterArgs& a, int64_t t, const float* logits) {
   }
 }
 
-template <class T>
+// U: type of the residual; T: of the parameters.
+template <class U, class T>
 void forward(const RouterArgs& a, const Forward& s) {
   const int64_t experts = a.proj.dim(0), hidden = a.u.dim(1), tokens = a.u.dim(0);
   const auto factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(hidden)));
   float* rstd = data_or_null<float>(a.rstd);
   widen<T>(a.proj, s.proj);
+  const float* scale = widen_vector("router", a.scale, s.scale);
   for (int64_t first = 0; first < tokens; first += kChunk) {
     const int64_t count = std::min(kChunk, tokens - first);
     parallel_for(count, [&](int64_t i) {
-      const T* u = a.u.as<T>() + (first + i) * a.u.stride(0);
+      const U* u = a.u.as<U>() + (first + i) * a.u.stride(0);
       const float r = rms_reciprocal(sum_squares(u, hidden), hidden, a.eps);
       if (rstd != nullptr) rstd[first + i] = r;
-      norm_row(u, a.scale.as<T>(), static_cast<const float*>(nullptr), s.z + i * hidden, hidden, r);
+      norm_row(u, scale, static_cast<const float*>(nullptr), s.z + i * hidden, hidden, r);
     });
     gemm({.m = count,
           .n = experts,
@@ -175,13 +182,13 @@ void scale_gradient(const RouterBwdArgs& a) {
   }
 }
 
-template <class T>
-void backward_chunk(const RouterBwdArgs& a, const Backward& s, int64_t first, int64_t count) {
+template <class U, class T>
+void backward_chunk(const RouterBwdArgs& a, const Backward& s, const float* scale, int64_t first,
+                    int64_t count) {
   const int64_t experts = a.proj.dim(0), hidden = a.u.dim(1);
   const auto factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(hidden)));
   const float* rstd = a.rstd.as<float>() + first;
-  const auto u = [&](int64_t i) { return a.u.as<T>() + (first + i) * a.u.stride(0); };
-  const T* scale = a.scale.as<T>();
+  const auto u = [&](int64_t i) { return a.u.as<U>() + (first + i) * a.u.stride(0); };
   parallel_for(count, [&](int64_t i) {
     logit_gradient<T>(a, first + i, factor, s.dlogits + i * experts);
     if (!a.dproj.defined()) return;
@@ -214,7 +221,7 @@ void backward_chunk(const RouterBwdArgs& a, const Backward& s, int64_t first, in
     const float* dz = s.dz + i * hidden;
     const float sum = norm_bwd_sums(dz, u(i), scale, sums, hidden, rstd[i]);
     const float mean = rstd[i] * sum / static_cast<float>(hidden);
-    norm_bwd_row(dz, u(i), scale, a.du.as<T>() + (first + i) * a.du.stride(0), hidden, rstd[i],
+    norm_bwd_row(dz, u(i), scale, a.du.as<U>() + (first + i) * a.du.stride(0), hidden, rstd[i],
                  mean, true);
   });
 }
@@ -228,7 +235,9 @@ void router(Context& ctx, const RouterArgs& a) {
   if (!a.select) check_indices("router", a.indices, a.proj.dim(0));
   const ArenaScope scope(ctx.scratch);
   const Forward scratch(scratch_block(ctx, router_scratch_bytes(a)), a);
-  by_dtype("router", a.u.dtype(), [&]<class T>(T) { forward<T>(a, scratch); });
+  by_dtype("router", a.u.dtype(), [&]<class U>(U) {
+    by_dtype("router", a.proj.dtype(), [&]<class T>(T) { forward<U, T>(a, scratch); });
+  });
 }
 
 void router_bwd(Context& ctx, const RouterBwdArgs& a) {
@@ -236,11 +245,14 @@ void router_bwd(Context& ctx, const RouterBwdArgs& a) {
   const ArenaScope scope(ctx.scratch);
   const Backward scratch(scratch_block(ctx, router_bwd_scratch_bytes(a)), a);
   if (a.dper_expert_scale.defined()) scale_gradient(a);
-  by_dtype("router_bwd", a.u.dtype(), [&]<class T>(T) {
-    widen<T>(a.proj, scratch.proj);
-    for (int64_t first = 0; first < a.u.dim(0); first += kChunk) {
-      backward_chunk<T>(a, scratch, first, std::min(kChunk, a.u.dim(0) - first));
-    }
+  const float* scale = widen_vector("router_bwd", a.scale, scratch.scale);
+  by_dtype("router_bwd", a.u.dtype(), [&]<class U>(U) {
+    by_dtype("router_bwd", a.proj.dtype(), [&]<class T>(T) {
+      widen<T>(a.proj, scratch.proj);
+      for (int64_t first = 0; first < a.u.dim(0); first += kChunk) {
+        backward_chunk<U, T>(a, scratch, scale, first, std::min(kChunk, a.u.dim(0) - first));
+      }
+    });
   });
 }
 

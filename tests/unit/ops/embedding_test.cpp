@@ -41,7 +41,7 @@ TEST(CpuEmbedding, Backward) {
                                           tolerance(Dtype::f32, tokens));
         call.compare([=](Context& ctx, const Call::Args& t) {
           ops::embedding_bwd(
-              ctx, {.ids = t[ids], .dy = t[dy], .scale = 7.5, .pad_id = pad, .dtable = t[dtable]});
+              ctx, {.ids = t[ids], .dy = t[dy], .scale = 7.5, .skip_id = pad, .dtable = t[dtable]});
         });
       }
     }
@@ -55,7 +55,8 @@ TEST(CpuEmbedding, RefusesForeignIds) {
     const OwnedTensor ids = from_values(Dtype::i64, {1}, {id});
     EXPECT_THROW(ops::embedding(ctx, {.ids = ids.get(), .table = table.get(), .y = y.get()}),
                  Error);
-    EXPECT_THROW(ops::embedding_bwd(ctx, {.ids = ids.get(), .dy = y.get(), .dtable = table.get()}),
+    EXPECT_THROW(ops::embedding_bwd(
+                     ctx, {.ids = ids.get(), .dy = y.get(), .skip_id = 0, .dtable = table.get()}),
                  Error);
   }
 }

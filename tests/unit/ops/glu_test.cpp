@@ -72,7 +72,8 @@ TEST(CpuGeglu, Backward) {
   });
 }
 
-// g and g' over the whole range of float: no NaN, no lost tail, each value to 1e-6 of |x| (or 1).
+// g and g' over the whole range of float: no NaN, no lost tail. The tail is x e^{2 inner}: its
+// relative error is the rounding of the exponent, |2 inner| eps, and a few eps of the rest.
 TEST(CpuGeglu, WholeRange) {
   std::vector<double> x;
   for (double v = -20.0; v <= 20.0; v += 0.0173) x.push_back(v);
@@ -93,7 +94,6 @@ TEST(CpuGeglu, WholeRange) {
                        .up = one.get(),
                        .dgate = slope.get(),
                        .dup = dup.get()});
-  EXPECT_TRUE(same_bits(dup.get(), value.get()));
   for (int64_t i = 0; i < n; ++i) {
     const double v = at(gate.get(), i);
     const double inner = std::sqrt(2.0 / M_PI) * (v + 0.044715 * v * v * v);
@@ -102,7 +102,11 @@ TEST(CpuGeglu, WholeRange) {
     const double sech2 = std::isinf(std::cosh(inner)) ? 0.0 : std::pow(std::cosh(inner), -2.0);
     const double du = std::sqrt(2.0 / M_PI) * (1.0 + 3.0 * 0.044715 * v * v);
     const double derivative = 0.5 * (1.0 + th) + (sech2 == 0.0 ? 0.0 : 0.5 * v * sech2 * du);
-    EXPECT_NEAR(at(value.get(), i), expected, 1e-6 * std::max(1e-9, std::abs(expected))) << v;
+    // Below -8.5 or so the float result is 0 or subnormal: FLT_MIN is then the scale.
+    const double eps = 0x1p-24 * (std::min(std::abs(2.0 * inner), 104.0) + 8.0);
+    const double tolerance = eps * std::abs(expected) + 0x1p-126;
+    EXPECT_NEAR(at(value.get(), i), expected, tolerance) << v;
+    EXPECT_NEAR(at(dup.get(), i), expected, tolerance) << v;
     EXPECT_NEAR(at(slope.get(), i), derivative, 1e-6) << v;
   }
 }

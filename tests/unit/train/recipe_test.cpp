@@ -271,13 +271,13 @@ TEST(Recipe, RecomputeRulesOverItsOldName) {
   const auto policy = [](const std::string& more) {
     return parse_recipe(with(more), "r.yaml").recompute;
   };
-  EXPECT_EQ(policy("distributed: {activation_checkpointing: True}\n"), RecomputePolicy::block);
-  EXPECT_EQ(policy("distributed: {activation_checkpointing: full}\n"), RecomputePolicy::block);
-  EXPECT_EQ(policy("distributed: {activation_checkpointing: false}\n"), RecomputePolicy::none);
+  EXPECT_EQ(policy("distributed: {activation_checkpointing: True}\n"), nn::Recompute::block);
+  EXPECT_EQ(policy("distributed: {activation_checkpointing: full}\n"), nn::Recompute::block);
+  EXPECT_EQ(policy("distributed: {activation_checkpointing: false}\n"), nn::Recompute::none);
   EXPECT_EQ(policy("recompute: light\ndistributed: {activation_checkpointing: true}\n"),
-            RecomputePolicy::light);
+            nn::Recompute::light);
   EXPECT_EQ(policy("recompute: none\ndistributed: {activation_checkpointing: true}\n"),
-            RecomputePolicy::none);
+            nn::Recompute::none);
 }
 
 TEST(Recipe, Overrides) {
