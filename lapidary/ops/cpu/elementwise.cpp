@@ -47,11 +47,11 @@ void scale_by(Context&, const ScaleByArgs& a) {
 }
 
 void fill_zero(Context&, const Tensor& t) {
-  constexpr int64_t kPiece = int64_t{1} << 20;
+  constexpr int64_t kBytes = int64_t{1} << 20;
   auto* bytes = static_cast<char*>(t.data());
-  parallel_for((t.bytes() + kPiece - 1) / kPiece, [&](int64_t i) {
-    const int64_t count = std::min(kPiece, t.bytes() - i * kPiece);
-    std::memset(bytes + i * kPiece, 0, static_cast<size_t>(count));
+  parallel_for((t.bytes() + kBytes - 1) / kBytes, [&](int64_t i) {
+    const int64_t count = std::min(kBytes, t.bytes() - i * kBytes);
+    std::memset(bytes + i * kBytes, 0, static_cast<size_t>(count));
   });
 }
 
