@@ -100,6 +100,10 @@ void Gemma4ForConditionalGeneration::check_parallel(const Config& config,
     if (!supported) {
       problems.add(std::string("distributed.") + name + "_size",
                    std::to_string(size) + " is not supported by this model: " + why, "use 1");
+    } else if (name == std::string("tp") && (size < 1 || can.max_tp % size != 0)) {
+      problems.add("distributed.tp_size",
+                   std::to_string(size) + " does not divide the key/value heads of every layer",
+                   "use a divisor of " + std::to_string(can.max_tp));
     } else {
       problems.add(std::string("distributed.") + name + "_size",
                    std::to_string(size) + " needs several ranks, which this version does not run",
@@ -189,6 +193,10 @@ ForwardOutput Gemma4ForConditionalGeneration::forward(Context& ctx, const TextIn
     }
   }
   std::vector<int64_t> positions = options.logits_positions;
+  if (options.logits_to_keep < 0) {
+    fail("forward", "logits_to_keep is " + std::to_string(options.logits_to_keep),
+         "use 0 for all positions");
+  }
   if (positions.empty()) {
     const int64_t kept =
         options.logits_to_keep == 0 ? cols : std::min(cols, options.logits_to_keep);
