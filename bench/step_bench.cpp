@@ -1,8 +1,10 @@
 // A training step of a mid-size mixture-of-experts model against its matrix products alone.
 //   lapidary_step_bench [fp32|bf16|all] [none|light|block] [steps] [rows]
-// Prints one line of JSON per dtype: seconds of a step (median), of the products alone (the same
-// shapes, run back to back by oneDNN in this process), their ratio, and the seconds of each
-// operation. The step holds forward, backward, clipping and AdamW.
+// Prints one line of JSON per dtype: seconds of a step (median); of the products of its linear
+// layers, experts and head alone (the same shapes, run back to back by oneDNN in this process); of
+// attention's products (whole squares, times the visible share of them); ratios of the step to the
+// first and to both; and the seconds of each operation. The step holds forward, backward, clipping
+// and AdamW.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -100,6 +102,25 @@ class Products {
     });
   }
 
+  // The seven products of one head's forward and backward over a whole square of scores.
+  double attention_head(int64_t length, int64_t size) {
+    const OwnedTensor q = random(dtype_, {length, size}), k = random(dtype_, {length, size});
+    const OwnedTensor s(Backend::cpu, Dtype::f32, {length, length});
+    const OwnedTensor p = random(dtype_, {length, length});
+    const OwnedTensor o(Backend::cpu, Dtype::f32, {length, size});
+    return timed([&] {
+      for (int i = 0; i < 3; ++i) {  // q k^T, q k^T again, dO v^T
+        ops::matmul(ctx_, {.a = q.get(), .b = k.get(), .out = s.get(), .trans_b = true});
+      }
+      for (int i = 0; i < 2; ++i) {  // p v, dS k
+        ops::matmul(ctx_, {.a = p.get(), .b = k.get(), .out = o.get()});
+      }
+      for (int i = 0; i < 2; ++i) {  // p^T dO, dS^T q
+        ops::matmul(ctx_, {.a = p.get(), .b = q.get(), .out = o.get(), .trans_a = true});
+      }
+    });
+  }
+
  private:
   static double timed(const std::function<void()>& run) {
     run();
@@ -127,6 +148,22 @@ double products_alone(Context& ctx, const gemma4::Gemma4ForConditionalGeneration
     const nn::Routing& routing = model.last_pass().routing[i];
     total += products.experts(routing, hidden, 2 * text.moe_intermediate_size, text.num_experts) +
              products.experts(routing, text.moe_intermediate_size, hidden, text.num_experts);
+  }
+  return total;
+}
+
+double attention_alone(Context& ctx, const gemma4::Gemma4ForConditionalGeneration& model,
+                       int64_t rows) {
+  const gemma4::TextConfig& text = model.config().text;
+  Products products(ctx, model.dtype());
+  const auto length = static_cast<double>(kSequence);
+  double total = 0.0;
+  for (const gemma4::LayerConfig& layer : text.layers) {
+    const bool full = layer.type == gemma4::LayerType::full_attention;
+    const double window = full ? length : static_cast<double>(text.sliding_window);
+    const double visible = window * (window + 1.0) / 2.0 + (length - window) * window;
+    total += products.attention_head(kSequence, layer.head_dim) *
+             static_cast<double>(rows * text.num_attention_heads) * visible / (length * length);
   }
   return total;
 }
@@ -162,13 +199,16 @@ void run(Dtype dtype, nn::Recompute policy, int steps, int64_t rows) {
   ctx.profiler = nullptr;
   const double whole = median(seconds);
   const double alone = products_alone(ctx, model, tokens);
+  const double attention = attention_alone(ctx, model, rows);
   std::printf(
       "{\"bench\": \"step\", \"dtype\": \"%s\", \"recompute\": \"%s\", \"tokens\": %lld, "
-      "\"parameters\": %lld, \"step_s\": %.4f, \"products_s\": %.4f, \"ratio\": %.3f, "
+      "\"parameters\": %lld, \"step_s\": %.4f, \"products_s\": %.4f, "
+      "\"attention_products_s\": %.4f, \"ratio\": %.3f, \"ratio_all_products\": %.3f, "
       "\"tokens_per_s\": %.1f, \"activation_MiB\": %.1f, \"ops_s\": {",
       name_of(dtype), nn::name_of(policy), static_cast<long long>(tokens),
-      static_cast<long long>(gemma4::num_parameters(model.config())), whole, alone, whole / alone,
-      static_cast<double>(tokens) / whole, static_cast<double>(plan.activations) / 1048576.0);
+      static_cast<long long>(gemma4::num_parameters(model.config())), whole, alone, attention,
+      whole / alone, whole / (alone + attention), static_cast<double>(tokens) / whole,
+      static_cast<double>(plan.activations) / 1048576.0);
   const char* comma = "";
   for (const auto& [op, entry] : profiler.entries()) {
     std::printf("%s\"%s\": %.4f", comma, op.c_str(), entry.seconds / steps);

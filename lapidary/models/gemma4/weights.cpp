@@ -275,6 +275,7 @@ void Gemma4ForConditionalGeneration::save_pretrained(const std::string& director
     const bool floating = dtype == Dtype::f32 || dtype == Dtype::bf16 || dtype == Dtype::f16;
     tensors.push_back({.name = name,
                        .shape = entry.shape,
+                       .scalar = entry.scalar,
                        .dtype = dtype,
                        .target = floating ? options.dtype : dtype,
                        .data = entry.data});
