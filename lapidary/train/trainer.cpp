@@ -60,8 +60,8 @@ std::string json_losses(double train, std::optional<double> validation) {
 // The directory of a tokenizer that the recipe names, "" when it names none.
 std::string directory_of(const std::string& tokenizer) {
   const std::filesystem::path path = tokenizer;
-  return tokenizer.empty() || std::filesystem::is_directory(path) ? tokenizer
-                                                                  : path.parent_path().string();
+  if (tokenizer.empty() || std::filesystem::is_directory(path)) return tokenizer;
+  return path.has_parent_path() ? path.parent_path().string() : ".";
 }
 
 std::vector<Parameter*> parameters_of(gemma4::Gemma4ForConditionalGeneration& model) {
