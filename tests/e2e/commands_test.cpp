@@ -132,7 +132,7 @@ double activations(const std::string& text, const std::string& policy) {
 // As transformers counts the text parameters of the published configurations.
 TEST(Inspect, CountsTheParametersOfTheNamedSizes) {
   const std::pair<const char*, std::pair<int64_t, int64_t>> sizes[] = {
-      {"26b-a4b", {25'233'141'760, 30}}, {"31b", {30'697'285'120, 60}}};
+      {"26b-a4b", {25'233'141'760, 30}}, {"31b", {30'697'345'280, 60}}};
   for (const auto& [name, counts] : sizes) {
     const ProcessResult result = lapidary_program({"inspect", name});
     expect_success(result);

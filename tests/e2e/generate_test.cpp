@@ -27,10 +27,9 @@ TEST(Generate, GreedyTokensAreTheGoldenOnes) {
   for (const char* name : {"moe_text", "dense_text", "e_text"}) {
     const std::string file = golden(name) + "/generate.safetensors";
     const std::vector<int64_t> expected = load_ids(file, "tokens");
-    const ProcessResult result =
-        generate(golden(name), {"--input-ids", joined(load_ids(file, "prompt")), "--print-ids",
-                                "--ignore-eos", "--max-new-tokens",
-                                std::to_string(expected.size())});
+    const ProcessResult result = generate(
+        golden(name), {"--input-ids", joined(load_ids(file, "prompt")), "--print-ids",
+                       "--ignore-eos", "--max-new-tokens", std::to_string(expected.size())});
     expect_success(result);
     EXPECT_EQ(result.out, joined(expected) + "\n") << name;
   }
@@ -40,8 +39,8 @@ TEST(Generate, StopsAtTheEndOfATurn) {
   // Greedy ids, and the same model told that the third of them ends a turn.
   const Workspace work;
   const std::string model = work.copy_model("moe_text");
-  const std::vector<std::string> arguments = {"generate",    model,          "--input-ids", "2,5,7",
-                                              "--print-ids", "--max-new-tokens", "6"};
+  const std::vector<std::string> arguments = {
+      "generate", model, "--input-ids", "2,5,7", "--print-ids", "--max-new-tokens", "6"};
   std::vector<std::string> ignoring = arguments;
   ignoring.emplace_back("--ignore-eos");
   const ProcessResult all = work.run(ignoring);
@@ -96,16 +95,14 @@ TEST(Generate, TakesTheModelInEitherType) {
   EXPECT_EQ(std::count(narrow.begin(), narrow.end(), ','), 3);
 }
 
-TEST(Generate, NoNewTokensIsAnEmptyAnswer) {
-  EXPECT_EQ(ids_of({"--max-new-tokens", "0"}), "\n");
-}
+TEST(Generate, NoNewTokensIsAnEmptyAnswer) { EXPECT_EQ(ids_of({"--max-new-tokens", "0"}), "\n"); }
 
 TEST(Generate, StreamsTextOfATrainedModel) {
   const Workspace work;
-  expect_success(work.train({"--step_scheduler.max_steps=2"}));
-  const std::vector<std::string> arguments = {"generate", kLatestModel, "--prompt",
-                                              "How many legs has a cat?", "--ignore-eos",
-                                              "--max-new-tokens", "12"};
+  expect_success(work.train({"--step_scheduler.max_steps=2", "--lr_scheduler.lr_warmup_steps=1"}));
+  const std::vector<std::string> arguments = {
+      "generate",     kLatestModel,       "--prompt", "How many legs has a cat?",
+      "--ignore-eos", "--max-new-tokens", "12"};
   const ProcessResult text = work.run(arguments);
   expect_success(text);
   EXPECT_EQ(text.err, "");
@@ -130,7 +127,8 @@ TEST(Generate, RefusesPromptsItCannotRead) {
   expect_error(generate(model, {"--input-ids", "2,99999999999999999999"}), {"--input-ids"});
   expect_error(generate(model, {"--input-ids", "2,300"}), {"300", "vocabulary"});
   expect_error(generate(model, {"--input-ids", "2,-1"}), {"-1", "vocabulary"});
-  expect_error(generate(model, {"--input-ids", "2", "--device", "cuda"}), {"cuda", "use device cpu"});
+  expect_error(generate(model, {"--input-ids", "2", "--device", "cuda"}),
+               {"cuda", "use device cpu"});
 }
 
 }  // namespace

@@ -76,8 +76,8 @@ TEST(Interruption, KilledRunLeavesItsLastCheckpointWhole) {
   ASSERT_TRUE(run.wait_for("\nstep 23 "));
   run.process().send(SIGKILL);
   run.process().wait();
-  expect_success(run.work().run({"generate", kLatestModel, "--input-ids", "2,5", "--print-ids",
-                                 "--max-new-tokens", "2"}));
+  expect_success(run.work().run(
+      {"generate", kLatestModel, "--input-ids", "2,5", "--print-ids", "--max-new-tokens", "2"}));
   // Starting again in the same folder is possible, and moves what is there.
   expect_success(run.work().train());
   EXPECT_TRUE(fs::exists(run.work().path("run/previous-1/LATEST/losses.json")));
@@ -94,8 +94,8 @@ void expect_saved_on(int signal) {
   const std::string name = "epoch_" + std::to_string(log.back().at("epoch").get<int64_t>()) +
                            "_step_" + std::to_string(log.back().at("step").get<int64_t>());
   EXPECT_EQ(fs::read_symlink(run.work().path("run/LATEST")), name);
-  expect_success(run.work().run({"generate", kLatestModel, "--input-ids", "2,5", "--print-ids",
-                                 "--max-new-tokens", "2"}));
+  expect_success(run.work().run(
+      {"generate", kLatestModel, "--input-ids", "2,5", "--print-ids", "--max-new-tokens", "2"}));
 }
 
 TEST(Interruption, TerminationSavesACheckpoint) { expect_saved_on(SIGTERM); }
@@ -120,8 +120,8 @@ TEST(Interruption, FullDiskKeepsTheEarlierCheckpoint) {
   for (const std::string& name : names) {
     EXPECT_THAT(name, ::testing::Not(::testing::HasSubstr("incomplete")));
     if (name.rfind("epoch_", 0) != 0) continue;
-    expect_success(run.work().run({"generate", "run/" + name + "/model/consolidated",
-                                   "--input-ids", "2,5", "--print-ids", "--max-new-tokens", "1"}));
+    expect_success(run.work().run({"generate", "run/" + name + "/model/consolidated", "--input-ids",
+                                   "2,5", "--print-ids", "--max-new-tokens", "1"}));
   }
   // Every step that was finished is in the log.
   EXPECT_GE(static_cast<int64_t>(run.work().training_log().size()),
@@ -133,10 +133,10 @@ TEST(Interruption, FullDiskLeavesNoHalfTrace) {
   ProcessOptions options;
   options.max_file_bytes = 4096;
   const std::string output = folder.path() / "out.safetensors";
-  const ProcessResult result = lapidary_program(
-      {"trace", golden("moe_text"), "--inputs", golden("moe_text") + "/inputs.safetensors",
-       "--output", output, "--grads"},
-      options);
+  const ProcessResult result =
+      lapidary_program({"trace", golden("moe_text"), "--inputs",
+                        golden("moe_text") + "/inputs.safetensors", "--output", output, "--grads"},
+                       options);
   expect_error(result, {"out.safetensors", "can't be written"});
   EXPECT_TRUE(fs::is_empty(folder.path()));
 }

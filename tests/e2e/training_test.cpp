@@ -27,9 +27,9 @@ TEST(Training, LogsEveryStepUnderTheNamesOfNemo) {
     EXPECT_EQ(row.at("step"), i);
     EXPECT_EQ(row.at("epoch"), i / 3);
     EXPECT_TRUE(std::regex_match(row.at("timestamp").get<std::string>(), timestamp));
-    for (const char* name : {"loss", "grad_norm", "lr", "mem", "tps", "tps_per_gpu",
-                             "num_tokens_per_step", "num_label_tokens", "moe/cv_mean",
-                             "moe/expert_utilization_max"}) {
+    for (const char* name :
+         {"loss", "grad_norm", "lr", "mem", "tps", "tps_per_gpu", "num_tokens_per_step",
+          "num_label_tokens", "moe/cv_mean", "moe/expert_utilization_max"}) {
       EXPECT_GT(row.at(name).get<double>(), 0.0) << name;
     }
     // 4 experts, 2 of them for each token.
@@ -56,9 +56,9 @@ TEST(Training, LaysCheckpointsOutAsNemoDoes) {
   const Workspace work;
   expect_success(work.train());
   for (const char* name : {"run/epoch_1_step_3", "run/epoch_1_step_5"}) {
-    for (const char* file : {"config.yaml", "losses.json", "model/consolidated/config.json",
-                             "model/consolidated/model.safetensors",
-                             "model/consolidated/tokenizer.json"}) {
+    for (const char* file :
+         {"config.yaml", "losses.json", "model/consolidated/config.json",
+          "model/consolidated/model.safetensors", "model/consolidated/tokenizer.json"}) {
       EXPECT_TRUE(fs::is_regular_file(work.path(name) / file)) << name << "/" << file;
     }
   }
@@ -70,8 +70,8 @@ TEST(Training, LaysCheckpointsOutAsNemoDoes) {
   EXPECT_EQ(read_file(work.path("run/LATEST/model/consolidated/tokenizer.json")),
             read_file(work.path("tokenizer.json")));
   // The recipe in the checkpoint is whole: the same run again.
-  const ProcessResult again = work.run({"train", "run/LATEST/config.yaml",
-                                        "--checkpoint.checkpoint_dir=again"});
+  const ProcessResult again =
+      work.run({"train", "run/LATEST/config.yaml", "--checkpoint.checkpoint_dir=again"});
   expect_success(again);
   EXPECT_EQ(column(work.training_log("again"), "loss"), column(work.training_log(), "loss"));
 }
@@ -108,8 +108,8 @@ TEST(Training, ExportsInTheTypeOfTheWeights) {
     for (const TensorEntry& entry : reader.entries()) EXPECT_EQ(entry.dtype, dtype) << entry.name;
     const std::string config = read_file(work.path(kLatestModel) / "config.json");
     EXPECT_THAT(config, HasSubstr(name));
-    expect_success(work.run({"generate", kLatestModel, "--input-ids", "2,5", "--print-ids",
-                             "--max-new-tokens", "2"}));
+    expect_success(work.run(
+        {"generate", kLatestModel, "--input-ids", "2,5", "--print-ids", "--max-new-tokens", "2"}));
     const auto losses = column(work.training_log(), "loss");
     EXPECT_LT(losses.back(), losses.front()) << name;
   }
@@ -153,8 +153,8 @@ TEST(Training, RecomputingGivesTheSameLosses) {
   const Workspace work;
   const auto losses = [&](const std::string& policy) {
     expect_success(
-        work.train({"--checkpoint.checkpoint_dir=" + policy, "--recompute=" + policy}));
-    return column(work.training_log(policy), "loss");
+        work.train({"--checkpoint.checkpoint_dir=run-" + policy, "--recompute=" + policy}));
+    return column(work.training_log("run-" + policy), "loss");
   };
   const auto none = losses("none");
   EXPECT_EQ(none, losses("light"));
@@ -164,8 +164,8 @@ TEST(Training, RecomputingGivesTheSameLosses) {
 TEST(Training, AccumulationIsOneLargeBatch) {
   const Workspace work;
   const auto log = [&](const std::string& folder, const std::string& rows) {
-    expect_success(work.train({"--checkpoint.checkpoint_dir=" + folder,
-                               "--step_scheduler.local_batch_size=" + rows}));
+    expect_success(work.train(
+        {"--checkpoint.checkpoint_dir=" + folder, "--step_scheduler.local_batch_size=" + rows}));
     return work.training_log(folder);
   };
   const auto pieces = log("pieces", "1"), whole = log("whole", "4");
@@ -246,10 +246,10 @@ TEST(Training, FrozenEmbeddingsStayAsTheyAre) {
 
 TEST(Training, CommandLineChangesTheRecipe) {
   const Workspace work;
-  expect_success(work.train({"--step_scheduler.max_steps=3", "--optimizer.lr", "1e-3",
-                             "--lr_scheduler.lr_decay_style=constant",
-                             "--lr_scheduler.lr_warmup_steps=0",
-                             "--checkpoint.checkpoint_dir=elsewhere"}));
+  expect_success(
+      work.train({"--step_scheduler.max_steps=3", "--optimizer.lr", "1e-3",
+                  "--lr_scheduler.lr_decay_style=constant", "--lr_scheduler.lr_warmup_steps=0",
+                  "--checkpoint.checkpoint_dir=elsewhere"}));
   EXPECT_FALSE(fs::exists(work.path("run")));
   EXPECT_EQ(column(work.training_log("elsewhere"), "lr"), std::vector<double>(3, 1e-3));
   const std::string config = read_file(work.path("elsewhere/LATEST/config.yaml"));
@@ -273,8 +273,8 @@ TEST(Training, KeepsAnEarlierRunInItsFolder) {
 
 TEST(Training, LogsTheCosineSchedule) {
   const Workspace work;
-  expect_success(work.train({"--optimizer.lr=0.01", "--lr_scheduler.init_lr=0.001",
-                             "--lr_scheduler.min_lr=0.0001"}));
+  expect_success(work.train(
+      {"--optimizer.lr=0.01", "--lr_scheduler.init_lr=0.001", "--lr_scheduler.min_lr=0.0001"}));
   const auto rates = column(work.training_log(), "lr");  // after the step: what the next one uses
   ASSERT_EQ(rates.size(), 6U);
   for (int n = 1; n <= 6; ++n) {
@@ -298,8 +298,7 @@ TEST(Training, LogsTheWsdSchedule) {
 
 TEST(Training, PrintsAnswersAtTheEnd) {
   const Workspace work;
-  const ProcessResult run =
-      work.train({"--samples.num_samples=2", "--samples.max_new_tokens=4"});
+  const ProcessResult run = work.train({"--samples.num_samples=2", "--samples.max_new_tokens=4"});
   expect_success(run);
   EXPECT_THAT(run.out, HasSubstr("--- sample 1"));
   EXPECT_THAT(run.out, HasSubstr("--- sample 2"));

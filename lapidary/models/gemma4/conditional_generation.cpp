@@ -229,7 +229,16 @@ ConstTensor Gemma4ForConditionalGeneration::shifted_targets(Context& ctx,
   const int64_t cols = labels.dim(1);
   const Tensor targets = ctx.activations.alloc(Dtype::i64, {labels.numel()});
   if (ctx.backend == Backend::meta) return targets;
+  const int64_t vocabulary = config().text.vocab_size;
   for (int64_t t = 0; t < labels.numel(); ++t) {
+    const int64_t label = labels.as<int64_t>()[t];
+    if (label != -100 && (label < 0 || label >= vocabulary)) {
+      fail("labels",
+           "label " + std::to_string(label) + " at row " + std::to_string(t / cols) +
+               ", position " + std::to_string(t % cols) + " is outside the vocabulary of " +
+               std::to_string(vocabulary),
+           "use -100 for tokens that do not count");
+    }
     const bool last = t % cols == cols - 1;
     targets.as<int64_t>()[t] = last ? -100 : labels.as<int64_t>()[t + 1];
   }
