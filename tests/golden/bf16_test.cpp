@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "lapidary/checkpoint/files.h"
@@ -16,54 +17,76 @@
 namespace lapidary::test {
 namespace {
 
-struct Bf16Error {
-  double logits_l2, logits_max, loss_abs, grad_l2_median, grad_l2_worst;
-};
+constexpr const char* kLogitsL2 = "logits_l2";
+constexpr const char* kLogitsMax = "logits_max";
+constexpr const char* kLoss = "loss_abs";
+constexpr const char* kMedian = "grad_l2_median";
+constexpr const char* kWorst = "grad_l2_worst";
 
-Bf16Error reference_error(const std::string& name) {
+using Errors = std::map<std::string, double>;
+
+Errors reference_errors(const std::string& name) {
   const std::string path = LAPIDARY_SOURCE_DIR "/tests/golden/data/bf16_reference_error.json";
   const nlohmann::json all = parse_json(read_text_file(path, 1 << 20), path);
-  const auto larger = [&](const char* metric) {
-    return std::max(all.at(name).at("bfloat16 sdpa").at(metric).get<double>(),
-                    all.at(name).at("bfloat16 eager").at(metric).get<double>());
-  };
-  return {larger("logits_l2"), larger("logits_max"), larger("loss_abs"), larger("grad_l2_median"),
-          larger("grad_l2_worst")};
+  Errors out;
+  for (const char* variant : {"bfloat16 sdpa", "bfloat16 eager"}) {
+    for (const auto& [metric, value] : all.at(name).at(variant).items()) {
+      out[metric] = std::max(out[metric], value.get<double>());
+    }
+  }
+  return out;
 }
 
-Bf16Error measured_error(const GoldenCase& golden) {
-  Gemma4ForConditionalGeneration model = golden.model(Dtype::bf16);
-  const gemma4::ForwardOutput out = run_forward(model, golden.inputs.text());
-  const TokenError logits =
-      token_error(out.logits.get(), golden.expected.get("logits"), golden.inputs.real());
-  const LossAndGradients got = run_gradients(model, golden.inputs);
-  const GradientErrors gradients = gradient_errors(got.gradients, golden.expected);
-  return {logits.l2, logits.peak, std::abs(got.loss - at(golden.expected.get("loss"), 0)),
-          gradients.median, gradients.worst};
+class Bf16 : public ::testing::TestWithParam<const char*> {
+ protected:
+  Bf16() {
+    Gemma4ForConditionalGeneration model = golden_.model(Dtype::bf16);
+    const gemma4::ForwardOutput out = run_forward(model, golden_.inputs.text());
+    const TokenError logits =
+        token_error(out.logits.get(), golden_.expected.get("logits"), golden_.inputs.real());
+    const LossAndGradients got = run_gradients(model, golden_.inputs);
+    const GradientErrors gradients = gradient_errors(got.gradients, golden_.expected);
+    worst_name_ = gradients.worst_name;
+    errors_ = {{kLogitsL2, logits.l2},
+               {kLogitsMax, logits.peak},
+               {kLoss, std::abs(got.loss - at(golden_.expected.get("loss"), 0))},
+               {kMedian, gradients.median},
+               {kWorst, gradients.worst}};
+    for (const auto& [metric, error] : errors_) RecordProperty(metric, std::to_string(error));
+  }
+  void expect_not_above_reference(const std::vector<std::string>& metrics) const {
+    const Errors allowed = reference_errors(golden_.name);
+    for (const std::string& metric : metrics) {
+      EXPECT_LE(errors_.at(metric), allowed.at(metric)) << metric << ", worst " << worst_name_;
+    }
+  }
+
+ private:
+  const GoldenCase golden_{GetParam()};
+  Errors errors_;
+  std::string worst_name_;
+};
+
+using Bf16Trained = Bf16;
+
+// Trained weights: routing is confident, so that every figure means something.
+TEST_P(Bf16Trained, EveryErrorIsAtMostTheReferences) {
+  expect_not_above_reference({kLogitsL2, kLogitsMax, kLoss, kMedian, kWorst});
 }
 
-class Bf16 : public ::testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Golden, Bf16Trained, ::testing::Values("moe_trained"), case_name);
 
-TEST_P(Bf16, ErrorsAreNotLargerThanTheReferences) {
-  const GoldenCase golden(GetParam());
-  const Bf16Error allowed = reference_error(golden.name);
-  const Bf16Error got = measured_error(golden);
-  EXPECT_LE(got.logits_l2, allowed.logits_l2);
-  EXPECT_LE(got.logits_max, allowed.logits_max);
-  EXPECT_LE(got.loss_abs, allowed.loss_abs);
-  EXPECT_LE(got.grad_l2_median, allowed.grad_l2_median);
-  EXPECT_LE(got.grad_l2_worst, allowed.grad_l2_worst);
-  printf(
-      "logits_l2 %.4g (%.4g) max %.4g (%.4g) loss %.4g (%.4g) median %.4g (%.4g) worst %.4g "
-      "(%.4g)\n",
-      got.logits_l2, allowed.logits_l2, got.logits_max, allowed.logits_max, got.loss_abs,
-      allowed.loss_abs, got.grad_l2_median, allowed.grad_l2_median, got.grad_l2_worst,
-      allowed.grad_l2_worst);
+using Bf16Random = Bf16;
+
+// Random weights amplify, but without routing the size of the error is still a property of the
+// arithmetic. The loss is left out: its error is one signed sum, whose size is chance (the two
+// variants of the reference differ by a factor of three). Cases with random routing are left out
+// altogether: one flipped expert decides their figures.
+TEST_P(Bf16Random, LogitsAndGradientsAreAtLeastAsGoodAsTheReferences) {
+  expect_not_above_reference({kLogitsL2, kLogitsMax, kMedian, kWorst});
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, Bf16,
-                         ::testing::Values("moe_trained", "dense_text", "e_text", "moe_text"),
-                         case_name);
+INSTANTIATE_TEST_SUITE_P(Golden, Bf16Random, ::testing::Values("dense_text", "e_text"), case_name);
 
 }  // namespace
 }  // namespace lapidary::test
