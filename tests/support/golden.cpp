@@ -114,7 +114,8 @@ GoldenInputs GoldenInputs::padded(int64_t left, int64_t right) const {
       set(out.input_ids.get(), to, at(input_ids.get(), t));
       set(out.attention_mask.get(), to, before[static_cast<size_t>(t)]);
       set(out.position_ids.get(), to, static_cast<double>(s));
-      set(out.labels.get(), to, at(labels.get(), t));
+      // The first token of a row is no target; behind padding it would become one.
+      set(out.labels.get(), to, s == 0 ? -100.0 : at(labels.get(), t));
     }
   }
   return out;
