@@ -1,8 +1,10 @@
 // A training step of a mid-size mixture-of-experts model against its matrix products alone.
-//   lapidary_step_bench [fp32|bf16] [none|light|block] [steps]
-// Prints one line of JSON per dtype: seconds of a step (median), of the products alone (the same
-// shapes, run back to back by oneDNN in this process), their ratio, and the seconds of each
-// operation. The step holds forward, backward, clipping and AdamW.
+//   lapidary_step_bench [fp32|bf16|all] [none|light|block] [steps] [rows]
+// Prints one line of JSON per dtype: seconds of a step (median); of the products of its linear
+// layers, experts and head alone (the same shapes, run back to back by oneDNN in this process); of
+// attention's products (whole squares, times the visible share of them); ratios of the step to the
+// first and to both; and the seconds of each operation. The step holds forward, backward, clipping
+// and AdamW.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -20,7 +22,7 @@
 namespace lapidary {
 namespace {
 
-constexpr int64_t kTokens = 1024;
+constexpr int64_t kSequence = 1024;
 
 const char* kConfig = R"({
   "model_type": "gemma4_text", "architectures": ["Gemma4ForCausalLM"],
@@ -100,6 +102,25 @@ class Products {
     });
   }
 
+  // The seven products of one head's forward and backward over a whole square of scores.
+  double attention_head(int64_t length, int64_t size) {
+    const OwnedTensor q = random(dtype_, {length, size}), k = random(dtype_, {length, size});
+    const OwnedTensor s(Backend::cpu, Dtype::f32, {length, length});
+    const OwnedTensor p = random(dtype_, {length, length});
+    const OwnedTensor o(Backend::cpu, Dtype::f32, {length, size});
+    return timed([&] {
+      for (int i = 0; i < 3; ++i) {  // q k^T, q k^T again, dO v^T
+        ops::matmul(ctx_, {.a = q.get(), .b = k.get(), .out = s.get(), .trans_b = true});
+      }
+      for (int i = 0; i < 2; ++i) {  // p v, dS k
+        ops::matmul(ctx_, {.a = p.get(), .b = k.get(), .out = o.get()});
+      }
+      for (int i = 0; i < 2; ++i) {  // p^T dO, dS^T q
+        ops::matmul(ctx_, {.a = p.get(), .b = q.get(), .out = o.get(), .trans_a = true});
+      }
+    });
+  }
+
  private:
   static double timed(const std::function<void()>& run) {
     run();
@@ -109,21 +130,21 @@ class Products {
   Dtype dtype_;
 };
 
-double products_alone(Context& ctx, const gemma4::Gemma4ForConditionalGeneration& model) {
+double products_alone(Context& ctx, const gemma4::Gemma4ForConditionalGeneration& model,
+                      int64_t tokens) {
   const gemma4::TextConfig& text = model.config().text;
   Products products(ctx, model.dtype());
   const Dtype dtype = model.dtype();
   const int64_t hidden = text.hidden_size;
-  double total = products.linear(kTokens, hidden, text.vocab_size, Dtype::f32);
+  double total = products.linear(tokens, hidden, text.vocab_size, Dtype::f32);
   for (size_t i = 0; i < text.layers.size(); ++i) {
     const gemma4::LayerConfig& layer = text.layers[i];
     const int64_t q = text.num_attention_heads * layer.head_dim;
     const int64_t kv = layer.num_key_value_heads * layer.head_dim;
-    total += products.linear(kTokens, hidden, q, dtype) +
-             products.linear(kTokens, q, hidden, dtype) +
-             products.linear(kTokens, hidden, kv, dtype) * (layer.k_eq_v ? 1.0 : 2.0) +
-             products.linear(kTokens, hidden, layer.intermediate_size, dtype) * 2.0 +
-             products.linear(kTokens, layer.intermediate_size, hidden, dtype);
+    total += products.linear(tokens, hidden, q, dtype) + products.linear(tokens, q, hidden, dtype) +
+             products.linear(tokens, hidden, kv, dtype) * (layer.k_eq_v ? 1.0 : 2.0) +
+             products.linear(tokens, hidden, layer.intermediate_size, dtype) * 2.0 +
+             products.linear(tokens, layer.intermediate_size, hidden, dtype);
     const nn::Routing& routing = model.last_pass().routing[i];
     total += products.experts(routing, hidden, 2 * text.moe_intermediate_size, text.num_experts) +
              products.experts(routing, text.moe_intermediate_size, hidden, text.num_experts);
@@ -131,15 +152,33 @@ double products_alone(Context& ctx, const gemma4::Gemma4ForConditionalGeneration
   return total;
 }
 
-void run(Dtype dtype, nn::Recompute policy, int steps) {
+double attention_alone(Context& ctx, const gemma4::Gemma4ForConditionalGeneration& model,
+                       int64_t rows) {
+  const gemma4::TextConfig& text = model.config().text;
+  Products products(ctx, model.dtype());
+  const auto length = static_cast<double>(kSequence);
+  double total = 0.0;
+  for (const gemma4::LayerConfig& layer : text.layers) {
+    const bool full = layer.type == gemma4::LayerType::full_attention;
+    const double window = full ? length : static_cast<double>(text.sliding_window);
+    const double visible = window * (window + 1.0) / 2.0 + (length - window) * window;
+    total += products.attention_head(kSequence, layer.head_dim) *
+             static_cast<double>(rows * text.num_attention_heads) * visible / (length * length);
+  }
+  return total;
+}
+
+void run(Dtype dtype, nn::Recompute policy, int steps, int64_t rows) {
+  const int64_t tokens = rows * kSequence;
   auto model = gemma4::Gemma4ForConditionalGeneration::from_config(
       gemma4::parse_config(kConfig, "step_bench"), {.dtype = dtype});
-  std::vector<int64_t> ids(kTokens);
+  std::vector<int64_t> ids(static_cast<size_t>(tokens));
   Rng rng(3);
   for (int64_t& id : ids) id = 1 + rng.below(model.config().text.vocab_size - 1);
-  const ConstTensor tokens(ids.data(), Dtype::i64, {1, kTokens});
-  const gemma4::TextInputs inputs{.input_ids = tokens};
-  const gemma4::LossOptions options{.policy = policy, .grad_scale = 1.0 / (kTokens - 1)};
+  const ConstTensor input_ids(ids.data(), Dtype::i64, {rows, kSequence});
+  const gemma4::TextInputs inputs{.input_ids = input_ids};
+  const gemma4::LossOptions options{.policy = policy,
+                                    .grad_scale = 1.0 / static_cast<double>(tokens)};
   model.zero_gradients();
   std::vector<Parameter*> parameters;
   model.for_each_parameter([&](Parameter& p) { parameters.push_back(&p); });
@@ -147,11 +186,8 @@ void run(Dtype dtype, nn::Recompute policy, int steps) {
   const gemma4::MemoryPlan plan = model.plan_loss(inputs, options);
   Context ctx = Context::make(Backend::cpu, plan.activations, plan.scratch);
   const auto step = [&] {
-    {
-      const ProfileScope scope(ctx.profiler, "zero_gradients");
-      model.zero_gradients();
-    }
-    model.loss(ctx, inputs, tokens, options);
+    model.zero_gradients(ctx);
+    model.loss(ctx, inputs, input_ids, options);
     const double norm = optimizer.grad_norm(ctx);
     optimizer.step(ctx, 1e-4, 0.01, clip_factor(norm, 1.0));
   };
@@ -162,14 +198,17 @@ void run(Dtype dtype, nn::Recompute policy, int steps) {
   for (int i = 0; i < steps; ++i) seconds.push_back(seconds_of(step));
   ctx.profiler = nullptr;
   const double whole = median(seconds);
-  const double alone = products_alone(ctx, model);
+  const double alone = products_alone(ctx, model, tokens);
+  const double attention = attention_alone(ctx, model, rows);
   std::printf(
       "{\"bench\": \"step\", \"dtype\": \"%s\", \"recompute\": \"%s\", \"tokens\": %lld, "
-      "\"parameters\": %lld, \"step_s\": %.4f, \"products_s\": %.4f, \"ratio\": %.3f, "
+      "\"parameters\": %lld, \"step_s\": %.4f, \"products_s\": %.4f, "
+      "\"attention_products_s\": %.4f, \"ratio\": %.3f, \"ratio_all_products\": %.3f, "
       "\"tokens_per_s\": %.1f, \"activation_MiB\": %.1f, \"ops_s\": {",
-      name_of(dtype), nn::name_of(policy), static_cast<long long>(kTokens),
-      static_cast<long long>(gemma4::num_parameters(model.config())), whole, alone, whole / alone,
-      kTokens / whole, static_cast<double>(plan.activations) / 1048576.0);
+      name_of(dtype), nn::name_of(policy), static_cast<long long>(tokens),
+      static_cast<long long>(gemma4::num_parameters(model.config())), whole, alone, attention,
+      whole / alone, whole / (alone + attention), static_cast<double>(tokens) / whole,
+      static_cast<double>(plan.activations) / 1048576.0);
   const char* comma = "";
   for (const auto& [op, entry] : profiler.entries()) {
     std::printf("%s\"%s\": %.4f", comma, op.c_str(), entry.seconds / steps);
@@ -183,12 +222,13 @@ void run(Dtype dtype, nn::Recompute policy, int steps) {
 }  // namespace lapidary
 
 int main(int argc, char** argv) {
-  const std::string dtype = argc > 1 ? argv[1] : "";
+  const std::string dtype = argc > 1 ? argv[1] : "all";
   const auto policy = lapidary::nn::parse_recompute(argc > 2 ? argv[2] : "none");
   const int steps = argc > 3 ? std::atoi(argv[3]) : 5;
+  const int rows = argc > 4 ? std::atoi(argv[4]) : 1;
   for (const char* name : {"fp32", "bf16"}) {
-    if (!dtype.empty() && dtype != name) continue;
-    lapidary::run(lapidary::parse_dtype(name), policy, steps);
+    if (dtype != "all" && dtype != name) continue;
+    lapidary::run(lapidary::parse_dtype(name), policy, steps, rows);
   }
   return 0;
 }

@@ -41,6 +41,11 @@ std::string shortened(std::string_view text) {
   return text.size() > kLongest ? out + "..." : out;
 }
 
-std::string in_quotes(std::string_view text) { return "\"" + shortened(text) + "\""; }
+std::string in_quotes(std::string_view text) {
+  std::string out(1, '"');
+  out += shortened(text);
+  out += '"';
+  return out;
+}
 
 }  // namespace lapidary

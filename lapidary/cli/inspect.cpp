@@ -39,19 +39,24 @@ std::string part_of(const std::string& name) {
   for (const auto& [key, part] : kParts) {
     if (name.find(key) != std::string::npos) return part;
   }
-  return "norms and scalars";
+  return "norms and scales";
 }
 
 void print_parameters(Gemma4ForConditionalGeneration& model) {
   std::map<std::string, int64_t> parts;
-  int64_t total = 0;
+  int64_t total = 0, buffers = 0;
   model.for_each_parameter([&](Parameter& p) {
+    if (p.buffer) {
+      buffers += p.shape.numel();
+      return;
+    }
     parts[part_of(p.name)] += p.shape.numel();
     total += p.shape.numel();
   });
   fmt::print("parameters\n");
   for (const auto& [part, count] : parts) fmt::print("  {:<22}{:>16}\n", part, count);
   fmt::print("  {:<22}{:>16}\n", "total", total);
+  fmt::print("  {:<22}{:>16}\n", "and buffers", buffers);
 }
 
 void print_layers(const gemma4::TextConfig& text) {

@@ -20,6 +20,7 @@ void add_trace(CLI::App& app) {
   command->add_option("--output", options->output, "safetensors to write")->required();
   command->add_flag("--grads", options->grads, "gradients of all parameters too");
   command->add_option("--recompute", words->recompute, "none, light or block")
+      ->check(CLI::IsMember({"none", "light", "block"}))
       ->capture_default_str();
   command
       ->add_option("--dtype", words->dtype,

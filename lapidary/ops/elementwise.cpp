@@ -40,7 +40,9 @@ void scale_by(Context& ctx, const ScaleByArgs& a) {
 
 void fill_zero(Context& ctx, const Tensor& t) {
   if (!t.contiguous()) fail("fill_zero", "tensor " + t.shape().str() + " is not contiguous");
-  if (ctx.backend != Backend::meta) std::memset(t.data(), 0, static_cast<size_t>(t.bytes()));
+  dispatch(
+      ctx, "fill_zero", [&] { cpu::fill_zero(ctx, t); },
+      [&] { std::memset(t.data(), 0, static_cast<size_t>(t.bytes())); });
 }
 
 }  // namespace lapidary::ops

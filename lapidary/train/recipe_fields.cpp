@@ -14,7 +14,8 @@ std::function<Slot(Recipe&)> at(Members... members) {
 }
 
 Field& add(Fields& fields, std::string key, std::function<Slot(Recipe&)> slot, std::string doc) {
-  return fields.emplace_back(Field{.key = std::move(key), .doc = std::move(doc), .slot = slot});
+  return fields.emplace_back(
+      Field{.key = std::move(key), .doc = std::move(doc), .slot = std::move(slot)});
 }
 
 void add_block(Fields& fields, std::string key, std::function<Slot(Recipe&)> slot,

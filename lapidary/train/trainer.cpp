@@ -60,8 +60,8 @@ std::string json_losses(double train, std::optional<double> validation) {
 // The directory of a tokenizer that the recipe names, "" when it names none.
 std::string directory_of(const std::string& tokenizer) {
   const std::filesystem::path path = tokenizer;
-  return tokenizer.empty() || std::filesystem::is_directory(path) ? tokenizer
-                                                                  : path.parent_path().string();
+  if (tokenizer.empty() || std::filesystem::is_directory(path)) return tokenizer;
+  return path.has_parent_path() ? path.parent_path().string() : ".";
 }
 
 std::vector<Parameter*> parameters_of(gemma4::Gemma4ForConditionalGeneration& model) {
@@ -199,7 +199,7 @@ TrainRecord Trainer::train_step(const std::vector<Batch>& batches) {
   const double grad_scale =
       1.0 / static_cast<double>(std::max<int64_t>(record.num_label_tokens, 1));
 
-  model_.zero_gradients();
+  model_.zero_gradients(ctx_);
   model_.language_model().reset_expert_loads();
   for (const Batch& batch : batches) {
     record.loss += model_.loss(ctx_, text_inputs(batch), label_tensor(batch),

@@ -100,6 +100,10 @@ void Gemma4ForConditionalGeneration::check_parallel(const Config& config,
     if (!supported) {
       problems.add(std::string("distributed.") + name + "_size",
                    std::to_string(size) + " is not supported by this model: " + why, "use 1");
+    } else if (name == std::string("tp") && (size < 1 || can.max_tp % size != 0)) {
+      problems.add("distributed.tp_size",
+                   std::to_string(size) + " does not divide the key/value heads of every layer",
+                   "use a divisor of " + std::to_string(can.max_tp));
     } else {
       problems.add(std::string("distributed.") + name + "_size",
                    std::to_string(size) + " needs several ranks, which this version does not run",
@@ -145,6 +149,10 @@ Parameter& Gemma4ForConditionalGeneration::parameter(const std::string& name) {
 void Gemma4ForConditionalGeneration::zero_gradients() {
   Context ctx;
   ctx.backend = options_.backend;
+  zero_gradients(ctx);
+}
+
+void Gemma4ForConditionalGeneration::zero_gradients(Context& ctx) {
   for_each_parameter([&](Parameter& p) {
     if (p.buffer || !p.trainable) return;
     if (!p.grad.defined()) {
@@ -185,6 +193,10 @@ ForwardOutput Gemma4ForConditionalGeneration::forward(Context& ctx, const TextIn
     }
   }
   std::vector<int64_t> positions = options.logits_positions;
+  if (options.logits_to_keep < 0) {
+    fail("forward", "logits_to_keep is " + std::to_string(options.logits_to_keep),
+         "use 0 for all positions");
+  }
   if (positions.empty()) {
     const int64_t kept =
         options.logits_to_keep == 0 ? cols : std::min(cols, options.logits_to_keep);
@@ -217,7 +229,16 @@ ConstTensor Gemma4ForConditionalGeneration::shifted_targets(Context& ctx,
   const int64_t cols = labels.dim(1);
   const Tensor targets = ctx.activations.alloc(Dtype::i64, {labels.numel()});
   if (ctx.backend == Backend::meta) return targets;
+  const int64_t vocabulary = config().text.vocab_size;
   for (int64_t t = 0; t < labels.numel(); ++t) {
+    const int64_t label = labels.as<int64_t>()[t];
+    if (label != -100 && (label < 0 || label >= vocabulary)) {
+      fail("labels",
+           "label " + std::to_string(label) + " at row " + std::to_string(t / cols) +
+               ", position " + std::to_string(t % cols) + " is outside the vocabulary of " +
+               std::to_string(vocabulary),
+           "use -100 for tokens that do not count");
+    }
     const bool last = t % cols == cols - 1;
     targets.as<int64_t>()[t] = last ? -100 : labels.as<int64_t>()[t + 1];
   }

@@ -115,6 +115,7 @@ class Gemma4ForConditionalGeneration {
 
   // Gradient buffers for the trainable parameters, zeroed; a second call only zeroes.
   void zero_gradients();
+  void zero_gradients(Context& ctx);
   void for_each_parameter(const std::function<void(Parameter&)>& f);
   Parameter& parameter(const std::string& name);  // Error when there is none
 

@@ -19,7 +19,7 @@ constexpr int64_t kMaxConfigBytes = int64_t{4} << 20;
 void refuse_unsupported(const Fields& fields) {
   const std::string activation = fields.text("hidden_activation");
   if (!activation.empty() && activation != "gelu_pytorch_tanh")
-    fields.problem("hidden_activation", "\"" + activation.substr(0, 80) + "\" is not supported",
+    fields.problem("hidden_activation", in_quotes(activation) + " is not supported",
                    "only gelu_pytorch_tanh is");
   if (fields.flag("attention_bias", false))
     fields.problem("attention_bias", "true is not supported");
@@ -27,7 +27,7 @@ void refuse_unsupported(const Fields& fields) {
     fields.problem("attention_dropout", "is not supported", "set it to 0");
   const std::string type = fields.text("model_type");
   if (!type.empty() && type != "gemma4_text")
-    fields.problem("model_type", "\"" + type.substr(0, 80) + "\" is not gemma4_text");
+    fields.problem("model_type", in_quotes(type) + " is not gemma4_text");
 }
 
 void read_sizes(const Fields& fields, TextConfig& t, std::vector<std::string>& warnings) {
@@ -87,8 +87,7 @@ void read_numerics(const Fields& fields, TextConfig& t) {
   const std::string bidirectional = fields.text("use_bidirectional_attention");
   t.use_bidirectional_attention_vision = bidirectional == "vision";
   if (!bidirectional.empty() && bidirectional != "vision")
-    fields.problem("use_bidirectional_attention",
-                   "\"" + bidirectional.substr(0, 80) + "\" is not supported",
+    fields.problem("use_bidirectional_attention", in_quotes(bidirectional) + " is not supported",
                    "use \"vision\" or null");
 }
 
@@ -195,8 +194,7 @@ void read_whole(const Fields& top, Config& config) {
   const std::string type = top.text("model_type");
   config.nested = top.find("text_config") != nullptr;
   if (type != (config.nested ? "gemma4" : "gemma4_text"))
-    top.problem("model_type",
-                type.empty() ? "is missing" : "\"" + type.substr(0, 80) + "\" is not supported",
+    top.problem("model_type", type.empty() ? "is missing" : in_quotes(type) + " is not supported",
                 "a Gemma 4 config has \"gemma4\" with a text_config, or \"gemma4_text\" alone");
 
   static const nlohmann::json empty = nlohmann::json::object();

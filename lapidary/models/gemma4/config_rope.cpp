@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "lapidary/checkpoint/json.h"
 #include "lapidary/models/gemma4/config_fields.h"
 
 namespace lapidary::gemma4 {
@@ -16,7 +17,7 @@ void read_one(const Fields& rope, RopeParameters& out, std::vector<std::string>&
   } else if (type == "proportional") {
     out.proportional = true;
   } else {
-    rope.problem("rope_type", "\"" + type.substr(0, 80) + "\" is not supported",
+    rope.problem("rope_type", in_quotes(type) + " is not supported",
                  "use \"default\" or \"proportional\"");
     return;
   }

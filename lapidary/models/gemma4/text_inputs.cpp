@@ -68,6 +68,13 @@ class Preparer {
       fail("inputs", "this model has per-layer embeddings: inputs_embeds alone is not enough",
            "pass per_layer_inputs as well, or input_ids");
     }
+    if (in_.per_layer_inputs.defined() && (p == 0 || in_.input_ids.defined())) {
+      fail("inputs",
+           "per_layer_inputs belong beside inputs_embeds, to a model with per-layer "
+           "embeddings");
+    }
+    expect("per_layer_inputs", in_.per_layer_inputs,
+           {out_.rows, out_.cols, p * config_.text.num_hidden_layers});
     expect("packed_seq_ids", in_.packed_seq_ids, bs);
     expect("mm_token_type_ids", in_.mm_token_type_ids, bs);
   }
@@ -255,9 +262,14 @@ std::vector<float> additive_mask(const ops::MaskSpec& mask, int64_t rows, int64_
 }
 
 std::vector<uint8_t> derive_padding_mask(const ConstTensor& mask, int64_t rows) {
-  const int64_t cols = mask.dim(-1);
-  if (mask.rank() != 1 && mask.rank() != 2 && mask.rank() != 4) {
-    fail("attention_mask", "has shape " + mask.shape().str(), "use [S], [B, S] or [B, 1, S, S]");
+  const int rank = mask.rank();
+  const int64_t cols = rank > 0 ? mask.dim(-1) : 0;
+  const bool fits = rank == 1 || (rank == 2 && mask.dim(0) == rows) ||
+                    (rank == 4 && mask.shape() == Shape{rows, 1, cols, cols});
+  if (!fits) {
+    fail("attention_mask",
+         "has shape " + mask.shape().str() + " for " + std::to_string(rows) + " rows",
+         "use [S], [B, S] or [B, 1, S, S]");
   }
   std::vector<uint8_t> out;
   for (int64_t b = 0; b < rows; ++b) {

@@ -156,11 +156,12 @@ class Loader {
     const Parameter& p = **at;
     Shape expected = p.shape;
     if (role.transposed) std::swap(expected[1], expected[2]);
+    const auto index = static_cast<size_t>(at - parameters_.begin());
     if (entry.shape != expected) {
       problems_.add(entry.name, "is " + entry.shape.str() + ", expected " + expected.str());
+      loaded_[index] = true;  // one complaint is enough
       return;
     }
-    const auto index = static_cast<size_t>(at - parameters_.begin());
     if (loaded_[index]) {
       problems_.add(entry.name, "fills " + p.name + ", which another tensor filled already");
       return;
@@ -275,6 +276,7 @@ void Gemma4ForConditionalGeneration::save_pretrained(const std::string& director
     const bool floating = dtype == Dtype::f32 || dtype == Dtype::bf16 || dtype == Dtype::f16;
     tensors.push_back({.name = name,
                        .shape = entry.shape,
+                       .scalar = entry.scalar,
                        .dtype = dtype,
                        .target = floating ? options.dtype : dtype,
                        .data = entry.data});

@@ -14,12 +14,13 @@
 namespace lapidary::ops::cpu {
 namespace {
 
-// Memory of one thread. In f32 the probabilities overwrite the scores.
+// Memory of one thread. The probabilities overwrite the scores.
 template <class T>
 struct Scratch {
-  T* q;        // [height, D]
-  float* s;    // [height, kKeyTile]
-  T* p;        // [height, kKeyTile]
+  float* q;  // [height, D]
+  float* k;  // key_panel's room, for keys and for values
+  float* v;
+  float* p;    // [height, kKeyTile]
   float* o;    // [height, D]
   float* top;  // [height]: largest score so far
   float* sum;  // [height]: sum of exp(score - top)
@@ -27,13 +28,10 @@ struct Scratch {
   int64_t bytes;
   Scratch(void* base, const AttentionShape& n) {
     Carver carver(base);
-    q = carver.take<T>(n.height * n.size);
-    s = carver.take<float>(n.height * kKeyTile);
-    if constexpr (std::is_same_v<T, float>) {
-      p = s;
-    } else {
-      p = carver.take<T>(n.height * kKeyTile);
-    }
+    q = carver.take<float>(n.height * n.size);
+    k = carver.take<float>(key_panel_size<T>(n));
+    v = carver.take<float>(key_panel_size<T>(n));
+    p = carver.take<float>(n.height * kKeyTile);
     o = carver.take<float>(n.height * n.size);
     top = carver.take<float>(n.height);
     sum = carver.take<float>(n.height);
@@ -52,7 +50,7 @@ class Tile {
   void run(int64_t b, int64_t group, int64_t s0, int64_t s1) {
     const int64_t height = (s1 - s0) * n_.ratio;
     const int64_t head = group * n_.ratio;
-    pack_tile(a_.q, b, s0, s1, head, n_.ratio, s_.q);
+    pack_tile<T>(a_.q, b, s0, s1, head, n_.ratio, s_.q);
     std::fill_n(s_.o, height * n_.size, 0.0F);
     std::fill_n(s_.top, height, kLowest);
     std::fill_n(s_.sum, height, 0.0F);
@@ -67,41 +65,38 @@ class Tile {
  private:
   void add_keys(int64_t b, int64_t group, int64_t height, int64_t t0, int64_t t1) {
     const int64_t width = t1 - t0;
+    const KeyPanel k = key_panel<T>(a_.k, b, t0, t1, group, s_.k);
     gemm({.m = height,
           .n = width,
           .k = n_.size,
           .a = s_.q,
-          .b = key_row<T>(a_.k, b, t0, group),
-          .c = s_.s,
+          .b = k.data,
+          .c = s_.p,
           .lda = n_.size,
-          .ldb = a_.k.stride(1),
+          .ldb = k.stride,
           .ldc = kKeyTile,
-          .in = dtype_of<T>(),
-          .out = Dtype::f32,
           .trans_b = true});
     for (int64_t r = 0; r < height; ++r) softmax_row(r, mask_.row(r / n_.ratio), width);
+    const KeyPanel v = key_panel<T>(a_.v, b, t0, t1, group, s_.v);
     gemm({.m = height,
           .n = n_.size,
           .k = width,
           .a = s_.p,
-          .b = key_row<T>(a_.v, b, t0, group),
+          .b = v.data,
           .c = s_.o,
           .lda = kKeyTile,
-          .ldb = a_.v.stride(1),
+          .ldb = v.stride,
           .ldc = n_.size,
-          .in = dtype_of<T>(),
-          .out = Dtype::f32,
           .accumulate = true});
   }
 
   // Scores of row r become probabilities relative to its largest score so far.
   void softmax_row(int64_t r, const TileMask::Row& row, int64_t width) {
     const auto scale = static_cast<float>(a_.scale);
-    const float* s = s_.s + r * kKeyTile;
-    T* p = s_.p + r * kKeyTile;
+    float* p = s_.p + r * kKeyTile;
     if (row.begin >= row.end) return zero_outside(p, 0, 0, width);
     const int64_t count = row.end - row.begin;
-    const float top = std::max(s_.top[r], max_row(s + row.begin, count, scale, row.visible));
+    const float top = std::max(s_.top[r], max_row(p + row.begin, count, scale, row.visible));
     if (s_.sum[r] > 0.0F && top > s_.top[r]) {
       const float shrink = std::exp(s_.top[r] - top);
       float* o = s_.o + r * n_.size;
@@ -109,7 +104,7 @@ class Tile {
       s_.sum[r] *= shrink;
     }
     s_.top[r] = top;
-    s_.sum[r] += exp_row(s + row.begin, p + row.begin, count, scale, top, row.visible);
+    s_.sum[r] += exp_row(p + row.begin, p + row.begin, count, scale, top, row.visible);
     zero_outside(p, row.begin, row.end, width);
   }
 

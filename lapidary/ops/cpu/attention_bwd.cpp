@@ -13,16 +13,16 @@
 namespace lapidary::ops::cpu {
 namespace {
 
-// Memory of one thread. In f32 p overwrites s, and ds overwrites dp.
+// Memory of one thread. p overwrites the scores, ds overwrites dp.
 template <class T>
 struct Scratch {
-  T* q;          // [height, D]
-  T* dout;       // [height, D]
-  T* o;          // [height, D]
-  float* s;      // [height, kKeyTile]
-  float* dp;     // [height, kKeyTile]
-  T* p;          // [height, kKeyTile]
-  T* ds;         // [height, kKeyTile]
+  float* q;     // [height, D]
+  float* dout;  // [height, D]
+  float* o;     // [height, D]
+  float* k;     // key_panel's room, for keys and for values
+  float* v;
+  float* p;      // [height, kKeyTile]
+  float* ds;     // [height, kKeyTile]
   float* dq;     // [height, D]
   float* lse;    // [height]
   float* delta;  // [height]
@@ -30,18 +30,13 @@ struct Scratch {
   int64_t bytes;
   Scratch(void* base, const AttentionShape& n) {
     Carver carver(base);
-    q = carver.take<T>(n.height * n.size);
-    dout = carver.take<T>(n.height * n.size);
-    o = carver.take<T>(n.height * n.size);
-    s = carver.take<float>(n.height * kKeyTile);
-    dp = carver.take<float>(n.height * kKeyTile);
-    if constexpr (std::is_same_v<T, float>) {
-      p = s;
-      ds = dp;
-    } else {
-      p = carver.take<T>(n.height * kKeyTile);
-      ds = carver.take<T>(n.height * kKeyTile);
-    }
+    q = carver.take<float>(n.height * n.size);
+    dout = carver.take<float>(n.height * n.size);
+    o = carver.take<float>(n.height * n.size);
+    k = carver.take<float>(key_panel_size<T>(n));
+    v = carver.take<float>(key_panel_size<T>(n));
+    p = carver.take<float>(n.height * kKeyTile);
+    ds = carver.take<float>(n.height * kKeyTile);
     dq = carver.take<float>(n.height * n.size);
     lse = carver.take<float>(n.height);
     delta = carver.take<float>(n.height);
@@ -79,9 +74,9 @@ class Tile {
 
  private:
   void load_queries(int64_t b, int64_t head, int64_t s0, int64_t s1) {
-    pack_tile(a_.q, b, s0, s1, head, n_.ratio, s_.q);
-    pack_tile(a_.dout, b, s0, s1, head, n_.ratio, s_.dout);
-    pack_tile(a_.o, b, s0, s1, head, n_.ratio, s_.o);
+    pack_tile<T>(a_.q, b, s0, s1, head, n_.ratio, s_.q);
+    pack_tile<T>(a_.dout, b, s0, s1, head, n_.ratio, s_.dout);
+    pack_tile<T>(a_.o, b, s0, s1, head, n_.ratio, s_.o);
     for (int64_t r = 0; r < (s1 - s0) * n_.ratio; ++r) {
       s_.delta[r] = dot_row(s_.dout + r * n_.size, s_.o + r * n_.size, n_.size);
       s_.lse[r] =
@@ -92,53 +87,46 @@ class Tile {
 
   void add_keys(int64_t b, int64_t group, int64_t height, int64_t t0, int64_t t1) {
     const int64_t width = t1 - t0;
-    const Dtype in = dtype_of<T>();
-    const T* k = key_row<T>(a_.k, b, t0, group);
-    gemm({.m = height,
-          .n = width,
-          .k = n_.size,
-          .a = s_.q,
-          .b = k,
-          .c = s_.s,
-          .lda = n_.size,
-          .ldb = a_.k.stride(1),
-          .ldc = kKeyTile,
-          .in = in,
-          .trans_b = true});
-    gemm({.m = height,
-          .n = width,
-          .k = n_.size,
-          .a = s_.dout,
-          .b = key_row<T>(a_.v, b, t0, group),
-          .c = s_.dp,
-          .lda = n_.size,
-          .ldb = a_.v.stride(1),
-          .ldc = kKeyTile,
-          .in = in,
-          .trans_b = true});
+    const KeyPanel k = key_panel<T>(a_.k, b, t0, t1, group, s_.k);
+    const KeyPanel v = key_panel<T>(a_.v, b, t0, t1, group, s_.v);
+    against_keys(s_.q, k, s_.p, height, width);
+    against_keys(s_.dout, v, s_.ds, height, width);
     for (int64_t r = 0; r < height; ++r) softmax_row(r, mask_.row(r / n_.ratio), width);
     if (wanted_.dkv) {
-      add_product(s_.p, s_.dout, key_row<float>(a_.dv, b, t0, group), a_.dv.stride(1), height,
-                  width);
-      add_product(s_.ds, s_.q, key_row<float>(a_.dk, b, t0, group), a_.dk.stride(1), height, width);
+      add_product(s_.p, s_.dout, gradient_row(a_.dv, b, t0, group), a_.dv.stride(1), height, width);
+      add_product(s_.ds, s_.q, gradient_row(a_.dk, b, t0, group), a_.dk.stride(1), height, width);
     }
     if (wanted_.dq) {
       gemm({.m = height,
             .n = n_.size,
             .k = width,
             .a = s_.ds,
-            .b = k,
+            .b = k.data,
             .c = s_.dq,
             .lda = kKeyTile,
-            .ldb = a_.k.stride(1),
+            .ldb = k.stride,
             .ldc = n_.size,
-            .in = in,
             .accumulate = true});
     }
   }
 
+  // out [height, width] = rows keys^T
+  void against_keys(const float* rows, const KeyPanel& keys, float* out, int64_t height,
+                    int64_t width) {
+    gemm({.m = height,
+          .n = width,
+          .k = n_.size,
+          .a = rows,
+          .b = keys.data,
+          .c = out,
+          .lda = n_.size,
+          .ldb = keys.stride,
+          .ldc = kKeyTile,
+          .trans_b = true});
+  }
+
   // out [width, D] += tile^T rows
-  void add_product(const T* tile, const T* rows, float* out, int64_t ld, int64_t height,
+  void add_product(const float* tile, const float* rows, float* out, int64_t ld, int64_t height,
                    int64_t width) {
     gemm({.m = width,
           .n = n_.size,
@@ -149,21 +137,19 @@ class Tile {
           .lda = kKeyTile,
           .ldb = n_.size,
           .ldc = ld,
-          .in = dtype_of<T>(),
           .trans_a = true,
           .accumulate = true});
   }
 
   void softmax_row(int64_t r, const TileMask::Row& row, int64_t width) {
-    T* p = s_.p + r * kKeyTile;
-    T* ds = s_.ds + r * kKeyTile;
+    float* p = s_.p + r * kKeyTile;
+    float* ds = s_.ds + r * kKeyTile;
     // An infinite lse marks a blind row: it contributes nothing.
     const bool blind = std::isinf(s_.lse[r]);
     const int64_t begin = blind ? 0 : row.begin, end = blind ? 0 : row.end;
     if (begin < end) {
-      softmax_bwd_row(s_.s + r * kKeyTile + begin, s_.dp + r * kKeyTile + begin, p + begin,
-                      ds + begin, end - begin, static_cast<float>(a_.scale), s_.lse[r], s_.delta[r],
-                      row.visible);
+      softmax_bwd_row(p + begin, ds + begin, p + begin, ds + begin, end - begin,
+                      static_cast<float>(a_.scale), s_.lse[r], s_.delta[r], row.visible);
     }
     zero_outside(p, begin, end, width);
     zero_outside(ds, begin, end, width);

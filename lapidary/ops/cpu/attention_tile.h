@@ -3,8 +3,10 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "lapidary/ops/attention.h"
+#include "lapidary/ops/cpu/kernels.h"
 #include "lapidary/ops/mask.h"
 
 namespace lapidary::ops::cpu {
@@ -12,7 +14,7 @@ namespace lapidary::ops::cpu {
 // A tile of queries is a run of positions times all the query heads that read one key head, so that
 // each key is fetched once for all of them: row = (position - s0) * ratio + head. Tiles of keys are
 // kKeyTile long and start at multiples of kKeyStep, which keeps the shapes of the products few.
-constexpr int64_t kQueryTile = 64;
+constexpr int64_t kQueryTile = 128;
 constexpr int64_t kKeyTile = 256;
 constexpr int64_t kKeyStep = 64;
 
@@ -54,29 +56,56 @@ class TileMask {
   std::array<Row, kQueryTile> ranges_;
 };
 
-// Copies the rows of a tile: out [positions * ratio, D] from t [B, S, heads, D].
+// The rows of a tile in float: out [positions * ratio, D] from t [B, S, heads, D]. Products run in
+// float for bf16 too: tiles are too small to pay for the rearrangement that bf16 products need, and
+// the probabilities keep their digits.
 template <class T>
 void pack_tile(const ConstTensor& t, int64_t b, int64_t s0, int64_t s1, int64_t head, int64_t ratio,
-               T* out) {
+               float* out) {
   const int64_t size = t.dim(3);
   for (int64_t s = s0; s < s1; ++s) {
     const T* row = t.as<T>() + b * t.stride(0) + s * t.stride(1) + head * t.stride(2);
     for (int64_t h = 0; h < ratio; ++h, out += size) {
-      std::memcpy(out, row + h * t.stride(2), static_cast<size_t>(size) * sizeof(T));
+      axpby_row(row + h * t.stride(2), static_cast<const T*>(nullptr), out, size, 1.0F, 0.0F);
     }
   }
 }
 
+// Keys or values [t0, t1) of one head in float: in place where they are float already, else widened
+// into `room` [kKeyTile, D].
+struct KeyPanel {
+  const float* data;
+  int64_t stride;
+};
 template <class T>
-void zero_outside(T* row, int64_t begin, int64_t end, int64_t n) {
-  std::memset(static_cast<void*>(row), 0, static_cast<size_t>(begin) * sizeof(T));
-  std::memset(static_cast<void*>(row + end), 0, static_cast<size_t>(n - end) * sizeof(T));
+KeyPanel key_panel(const ConstTensor& k, int64_t b, int64_t t0, int64_t t1, int64_t group,
+                   float* room) {
+  const T* rows = k.as<T>() + b * k.stride(0) + t0 * k.stride(1) + group * k.stride(2);
+  if constexpr (std::is_same_v<T, float>) {
+    return {rows, k.stride(1)};
+  } else {
+    const int64_t size = k.dim(3);
+    for (int64_t t = t0; t < t1; ++t, rows += k.stride(1)) {
+      axpby_row(rows, static_cast<const T*>(nullptr), room + (t - t0) * size, size, 1.0F, 0.0F);
+    }
+    return {room, size};
+  }
 }
 
-// The first element of key head `group` of row b at position t.
-template <class T, class Tensor>
-auto key_row(const Tensor& k, int64_t b, int64_t t, int64_t group) {
-  return k.template as<T>() + b * k.stride(0) + t * k.stride(1) + group * k.stride(2);
+// Elements of the room that key_panel needs.
+template <class T>
+int64_t key_panel_size(const AttentionShape& n) {
+  return std::is_same_v<T, float> ? 0 : kKeyTile * n.size;
+}
+
+inline void zero_outside(float* row, int64_t begin, int64_t end, int64_t n) {
+  std::memset(row, 0, static_cast<size_t>(begin) * sizeof(float));
+  std::memset(row + end, 0, static_cast<size_t>(n - end) * sizeof(float));
+}
+
+// The first element of key head `group` of row b at position t, of a gradient.
+inline float* gradient_row(const Tensor& t, int64_t b, int64_t position, int64_t group) {
+  return t.as<float>() + b * t.stride(0) + position * t.stride(1) + group * t.stride(2);
 }
 
 }  // namespace lapidary::ops::cpu

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <cstring>
+
 #include "lapidary/ops/cpu/by_dtype.h"
 #include "lapidary/ops/cpu/cpu.h"
 #include "lapidary/ops/cpu/kernels.h"
@@ -41,6 +44,15 @@ void scale_by(Context&, const ScaleByArgs& a) {
            [&]<class T>(T) { s = static_cast<double>(static_cast<float>(a.s.as<T>()[0])); });
   by_dtype("scale_by", a.a.dtype(),
            [&]<class T>(T) { axpby_typed<T, T, T>(a.a, {}, s, 0.0, a.out); });
+}
+
+void fill_zero(Context&, const Tensor& t) {
+  constexpr int64_t kBytes = int64_t{1} << 20;
+  auto* bytes = static_cast<char*>(t.data());
+  parallel_for((t.bytes() + kBytes - 1) / kBytes, [&](int64_t i) {
+    const int64_t count = std::min(kBytes, t.bytes() - i * kBytes);
+    std::memset(bytes + i * kBytes, 0, static_cast<size_t>(count));
+  });
 }
 
 void softcap(Context&, const SoftcapArgs& a) {

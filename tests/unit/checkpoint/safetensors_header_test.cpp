@@ -88,7 +88,7 @@ TEST(SafetensorsHeader, RefusesBadJson) {
 TEST(SafetensorsHeader, RefusesBadEntries) {
   const auto one = [](const std::string& dtype, const std::string& shape,
                       const std::string& offsets, size_t payload) {
-    return error_of(file_of("{" + entry("t", dtype, shape, offsets) + "}", payload));
+    return error_of(file_of(std::string("{") + entry("t", dtype, shape, offsets) + "}", payload));
   };
   EXPECT_THAT(one("F8_E4M3", "[4]", "[0,4]", 4), HasSubstr("\"F8_E4M3\", which is not supported"));
   EXPECT_THAT(one("F32", "[1,1,1,1,1,1]", "[0,4]", 4), HasSubstr("more than 5 dimensions"));
@@ -113,22 +113,27 @@ TEST(SafetensorsHeader, RefusesBadEntries) {
 
 TEST(SafetensorsHeader, RefusesBadLayouts) {
   const std::string a = entry("a", "F32", "[2]", "[0,8]");
-  EXPECT_THAT(error_of(file_of("{" + a + "," + entry("b", "F32", "[2]", "[4,12]") + "}", 12)),
-              HasSubstr("\"b\" overlaps"));
-  EXPECT_THAT(error_of(file_of("{" + a + "," + entry("b", "F32", "[1]", "[12,16]") + "}", 16)),
-              HasSubstr("bytes 8 to 12 before tensor \"b\" belong to no tensor"));
-  EXPECT_THAT(error_of(file_of("{" + a + "}", 9)), HasSubstr("1 bytes at the end"));
-  EXPECT_THAT(error_of(file_of("{" + a + "}", 7)), HasSubstr("outside the file's 7 bytes"));
-  EXPECT_THAT(error_of(file_of("{" + a + "," + entry("a", "F32", "[1]", "[8,12]") + "}", 12)),
-              HasSubstr("\"a\" occurs twice"));
+  EXPECT_THAT(
+      error_of(file_of(std::string("{") + a + "," + entry("b", "F32", "[2]", "[4,12]") + "}", 12)),
+      HasSubstr("\"b\" overlaps"));
+  EXPECT_THAT(
+      error_of(file_of(std::string("{") + a + "," + entry("b", "F32", "[1]", "[12,16]") + "}", 16)),
+      HasSubstr("bytes 8 to 12 before tensor \"b\" belong to no tensor"));
+  EXPECT_THAT(error_of(file_of(std::string("{") + a + "}", 9)), HasSubstr("1 bytes at the end"));
+  EXPECT_THAT(error_of(file_of(std::string("{") + a + "}", 7)),
+              HasSubstr("outside the file's 7 bytes"));
+  EXPECT_THAT(
+      error_of(file_of(std::string("{") + a + "," + entry("a", "F32", "[1]", "[8,12]") + "}", 12)),
+      HasSubstr("\"a\" occurs twice"));
 }
 
 TEST(SafetensorsHeader, MessagesStayShortAndPrintable) {
-  const std::string message = error_of(
-      file_of("{" + entry(std::string(100000, 'n') + "\\u001b", "Q4", "[1]", "[0,4]") + "}", 4));
+  const std::string message = error_of(file_of(
+      std::string("{") + entry(std::string(100000, 'n') + "\\u001b", "Q4", "[1]", "[0,4]") + "}",
+      4));
   EXPECT_LT(message.size(), 600U);
   const std::string control =
-      error_of(file_of("{" + entry("\\u001b[2J", "Q4", "[1]", "[0,4]") + "}", 4));
+      error_of(file_of(std::string("{") + entry("\\u001b[2J", "Q4", "[1]", "[0,4]") + "}", 4));
   EXPECT_EQ(control.find('\x1b'), std::string::npos);
 }
 
