@@ -85,6 +85,7 @@ class Checker {
     schedule();
     mesh();
     packing();
+    unapplied();
   }
 
  private:
@@ -94,6 +95,22 @@ class Checker {
   }
 
   bool written(const std::string& key) const { return r_.places.count(key) > 0; }
+
+  // Keys that are understood, and change nothing yet: silence would mislead.
+  void unapplied() {
+    for (const char* key :
+         {"dataset.shuffle_seed", "dataset.chat_template", "dataloader.collate_fn",
+          "packed_sequence.packing_ratio", "packed_sequence.max_length",
+          "packed_sequence.max_packs", "packed_sequence.post_tokenize_hook_fn",
+          "checkpoint.restore_from", "checkpoint.max_recent_checkpoints"}) {
+      for (const auto& [written_key, place] : r_.places) {
+        const std::string name = key;
+        if (written_key == name || written_key.rfind(name + ".", 0) == 0) {
+          r_.notes.push_back(place + ": " + written_key + " is not applied in this version");
+        }
+      }
+    }
+  }
 
   // What follows from several words; afterwards the words say the same by themselves.
   void words() {

@@ -98,12 +98,12 @@ PreparedData prepare_data(const Recipe& recipe, const DatasetRecipe& dataset, bo
   out.report = loaded.report;
   if (pack) {
     Packed packed = pack_samples(
-        loaded.samples, {.length = recipe.packed_sequence.pack_size,
-                         .seed = static_cast<uint64_t>(recipe.seed),
-                         .shuffle = recipe.dataloader.shuffle,
-                         .overlong = recipe.packed_sequence.drop_long_samples ? Overlong::kDrop
-                                                                              : Overlong::kTruncate,
-                         .pad_id = text.pad_token_id.value_or(0)});
+        loaded.samples,
+        {.length = recipe.packed_sequence.pack_size,
+         .seed = static_cast<uint64_t>(recipe.seed),
+         .shuffle = recipe.dataloader.shuffle,
+         .overlong = recipe.packed_sequence.drop_long_samples ? Overlong::kDrop : Overlong::kError,
+         .pad_id = text.pad_token_id.value_or(0)});
     out.packing = packed.report;
     out.fixed_length = recipe.packed_sequence.pack_size;
     loaded.samples = std::move(packed.rows);
