@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 
 #include "lapidary/checkpoint/hf.h"
 #include "lapidary/core/error.h"
@@ -89,11 +90,16 @@ TensorRole classify_layer_tensor(const Config& config, LayerName name) {
     if (name.rest != rename.from) continue;
     name.rest = rename.to;
     role.transposed = rename.transposed;
-    role.unit_scale = rename.transposed;
+    role.unit_scale = rename.transposed && name.rest == "experts.down_proj";
     break;
   }
   role.name = config.prefix() + "layers." + std::to_string(name.layer) + "." + name.rest;
   return role;
+}
+
+// "model.layers.3" of "model.layers.3.experts.down_proj" and of "model.layers.3.router.scale".
+std::string layer_of(const std::string& name) {
+  return name.substr(0, name.rfind('.', name.rfind('.') - 1));
 }
 
 // dst [E, N, K] from a file's [E, K, N], one expert at a time.
@@ -167,7 +173,7 @@ class Loader {
       return;
     }
     loaded_[index] = true;
-    unit_scale_ = unit_scale_ || role.unit_scale;
+    if (role.unit_scale) folded_.insert(layer_of(p.name));
     if (role.transposed)
       convert_transposed(entry, p.value);
     else
@@ -176,7 +182,8 @@ class Loader {
 
   // NeMo multiplies the scale into the experts and drops it.
   bool unit_scales(Parameter& p) {
-    if (!unit_scale_ || !ends_with(p.name, ".router.per_expert_scale")) return false;
+    if (!ends_with(p.name, ".router.per_expert_scale")) return false;
+    if (folded_.count(layer_of(p.name)) == 0) return false;
     model_.initialize_parameter(p, 0);
     return true;
   }
@@ -185,7 +192,7 @@ class Loader {
   const HfReader& reader_;
   std::vector<Parameter*> parameters_;  // by name
   std::vector<bool> loaded_;
-  bool unit_scale_ = false;
+  std::set<std::string> folded_;  // layers whose experts hold their scale already
   Problems problems_;
   LoadReport report_;
 };
