@@ -1,11 +1,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
-#include "lapidary/checkpoint/files.h"
-#include "lapidary/checkpoint/json.h"
 #include "tests/golden/names.h"
 #include "tests/support/golden.h"
 #include "tests/support/tensors.h"
@@ -16,58 +14,65 @@
 namespace lapidary::test {
 namespace {
 
-struct Bf16Error {
-  double logits_l2, logits_max, loss_abs, grad_l2_median, grad_l2_worst;
-};
+constexpr std::array kMetrics = {"logits_l2", "logits_max", "loss_abs", "grad_l2_median",
+                                 "grad_l2_worst"};
+using Errors = std::array<double, kMetrics.size()>;
 
-Bf16Error reference_error(const std::string& name) {
-  const std::string path = LAPIDARY_SOURCE_DIR "/tests/golden/data/bf16_reference_error.json";
-  const nlohmann::json all = parse_json(read_text_file(path, 1 << 20), path);
-  const auto larger = [&](const char* metric) {
-    return std::max(all.at(name).at("bfloat16 sdpa").at(metric).get<double>(),
-                    all.at(name).at("bfloat16 eager").at(metric).get<double>());
-  };
-  return {larger("logits_l2"), larger("logits_max"), larger("loss_abs"), larger("grad_l2_median"),
-          larger("grad_l2_worst")};
-}
-
-Bf16Error measured_error(const GoldenCase& golden) {
-  Gemma4ForConditionalGeneration model = golden.model(Dtype::bf16);
-  const gemma4::ForwardOutput out = run_forward(model, golden.inputs.text());
+Errors errors_of(const GoldenCase& golden, Gemma4ForConditionalGeneration& model,
+                 const GoldenInputs& inputs) {
+  const gemma4::ForwardOutput out = run_forward(model, inputs.text());
   const TokenError logits =
-      token_error(out.logits.get(), golden.expected.get("logits"), golden.inputs.real());
-  const LossAndGradients got = run_gradients(model, golden.inputs);
+      token_error(out.logits.get(), golden.expected.get("logits"), inputs.real());
+  const LossAndGradients got = run_gradients(model, inputs);
   const GradientErrors gradients = gradient_errors(got.gradients, golden.expected);
   return {logits.l2, logits.peak, std::abs(got.loss - at(golden.expected.get("loss"), 0)),
           gradients.median, gradients.worst};
 }
 
-class Bf16 : public ::testing::TestWithParam<const char*> {};
+void expect_at_most_the_references(const GoldenCase& golden, const Errors& errors) {
+  for (size_t i = 0; i < kMetrics.size(); ++i) {
+    const double allowed = std::max(golden.reference_error("bfloat16 sdpa", kMetrics[i]),
+                                    golden.reference_error("bfloat16 eager", kMetrics[i]));
+    EXPECT_LE(errors[i], allowed) << kMetrics[i];
+    ::testing::Test::RecordProperty(kMetrics[i], std::to_string(errors[i]));
+  }
+}
 
-// Weights that were trained: every figure.
-TEST(Bf16Trained, EveryFigure) {
+// Trained weights: routing is confident, and rounding is not amplified.
+TEST(Bf16Trained, EveryErrorIsAtMostTheReferences) {
   const GoldenCase golden("moe_trained");
-  const Bf16Error allowed = reference_error(golden.name);
-  const Bf16Error got = measured_error(golden);
-  EXPECT_LE(got.logits_l2, allowed.logits_l2);
-  EXPECT_LE(got.logits_max, allowed.logits_max);
-  EXPECT_LE(got.loss_abs, allowed.loss_abs);
-  EXPECT_LE(got.grad_l2_median, allowed.grad_l2_median);
-  EXPECT_LE(got.grad_l2_worst, allowed.grad_l2_worst);
+  Gemma4ForConditionalGeneration model = golden.model(Dtype::bf16);
+  expect_at_most_the_references(golden, errors_of(golden, model, golden.inputs));
 }
 
-// Random weights amplify each rounding tenfold and more: the largest logit, the worst tensor and
-// the one loss are draws of chance there (the reference's own two variants differ by up to a factor
-// of 3 in them). The figures over many elements are compared.
-TEST_P(Bf16, RandomWeights) {
+// Random weights amplify rounding so much that one run, the reference's too, is one draw of a wide
+// distribution: the loss errs in either direction, an expert more or less flips. Position ids that
+// begin elsewhere give more draws, for they change rounding and nothing else. The median of each
+// error over eleven draws is a property of the arithmetic.
+class Bf16Random : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(Bf16Random, EveryMedianErrorIsAtMostTheReferences) {
   const GoldenCase golden(GetParam());
-  const Bf16Error allowed = reference_error(golden.name);
-  const Bf16Error got = measured_error(golden);
-  EXPECT_LE(got.logits_l2, allowed.logits_l2);
-  EXPECT_LE(got.grad_l2_median, allowed.grad_l2_median);
+  Gemma4ForConditionalGeneration model = golden.model(Dtype::bf16);
+  const int64_t cols = golden.inputs.input_ids->dim(1);
+  GoldenInputs inputs = golden.inputs.rows(0, golden.inputs.input_ids->dim(0));
+  inputs.position_ids = zeros(Dtype::i64, {cols});
+  constexpr int kDraws = 11;
+  std::array<std::vector<double>, kMetrics.size()> draws;
+  for (int64_t draw = 0; draw < kDraws; ++draw) {
+    for (int64_t s = 0; s < cols; ++s) inputs.position_ids->as<int64_t>()[s] = 37 * draw + s;
+    const Errors errors = errors_of(golden, model, inputs);
+    for (size_t i = 0; i < errors.size(); ++i) draws[i].push_back(errors[i]);
+  }
+  Errors medians;
+  for (size_t i = 0; i < medians.size(); ++i) {
+    std::sort(draws[i].begin(), draws[i].end());
+    medians[i] = draws[i][kDraws / 2];
+  }
+  expect_at_most_the_references(golden, medians);
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, Bf16, ::testing::Values("dense_text", "e_text", "moe_text"),
+INSTANTIATE_TEST_SUITE_P(Golden, Bf16Random, ::testing::Values("dense_text", "e_text", "moe_text"),
                          case_name);
 
 }  // namespace

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <nlohmann/json.hpp>
 
+#include "lapidary/checkpoint/files.h"
+#include "lapidary/checkpoint/json.h"
 #include "lapidary/checkpoint/safetensors.h"
 #include "lapidary/core/error.h"
 #include "lapidary/train/optimizer.h"
@@ -157,6 +160,12 @@ Gemma4ForConditionalGeneration GoldenCase::model(Dtype dtype) const {
   const bool reference = dtype == Dtype::f64 || dtype == Dtype::c128;
   return Gemma4ForConditionalGeneration::from_pretrained(
       directory, {.dtype = dtype, .backend = reference ? Backend::ref : Backend::cpu});
+}
+
+double GoldenCase::reference_error(const std::string& run, const std::string& metric) const {
+  const std::string path = LAPIDARY_SOURCE_DIR "/tests/golden/data/bf16_reference_error.json";
+  const nlohmann::json all = parse_json(read_text_file(path, 1 << 20), path);
+  return all.at(name).at(run).at(metric).get<double>();
 }
 
 // ---- runs --------------------------------------------------------------------------------------

@@ -58,6 +58,11 @@ class GoldenCase {
   TensorFile train() const { return TensorFile(directory + "/train.safetensors"); }
   TensorFile generate() const { return TensorFile(directory + "/generate.safetensors"); }
 
+  // An error that the reference implementation itself has on this case in another precision.
+  //   run: "float32 sdpa", "bfloat16 sdpa", "bfloat16 eager"
+  //   metric: logits_l2, logits_max, loss_abs, grad_l2_median, grad_l2_worst
+  double reference_error(const std::string& run, const std::string& metric) const;
+
   std::string name, directory;
   GoldenInputs inputs;
   TensorFile expected;

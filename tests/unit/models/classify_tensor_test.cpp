@@ -107,6 +107,7 @@ TEST(ClassifyTensor, TransposedExpertsHaveTheirScaleFoldedIn) {
   EXPECT_EQ(up.kind, TensorRole::parameter);
   EXPECT_EQ(up.name, layer + "experts.gate_up_proj");
   EXPECT_TRUE(up.transposed);
+  EXPECT_FALSE(up.unit_scale);  // the scale goes into the second product
   const TensorRole down = classify_tensor(config, layer + "moe.experts.down_projs");
   EXPECT_EQ(down.name, layer + "experts.down_proj");
   EXPECT_TRUE(down.transposed);

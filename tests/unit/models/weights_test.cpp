@@ -340,7 +340,14 @@ TEST(Save, TowersAreCopied) {
   checkpoint.tensors.emplace(weight, random(Dtype::bf16, {6, 10}, rng));
   checkpoint.tensors.emplace("model.audio_tower.table",
                              from_values(Dtype::i64, {3}, {1, -2, 300000}));
+  checkpoint.config["vision_config"] = {{"model_type", "gemma4_vision"}, {"hidden_size", 64}};
   Model model = load(checkpoint.write(directory / "model"));
+  EXPECT_TRUE(model.config().has_vision_tower);
+  const GoldenCase golden("dense_text");
+  Model text = golden.model(Dtype::f32);
+  expect_same_parameters(model, text);
+  EXPECT_TRUE(same_bits(run_forward(model, golden.inputs.text()).logits.get(),
+                        run_forward(text, golden.inputs.text()).logits.get()));
   EXPECT_THAT(model.load_report().passthrough,
               UnorderedElementsAre(weight, "model.audio_tower.table"));
   EXPECT_THAT(model.load_report().warnings, IsEmpty());
