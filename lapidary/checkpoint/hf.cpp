@@ -81,14 +81,19 @@ void HfReader::read_index(const std::string& directory, const std::string& index
   for (const auto& [name, file] : weight_map) shards.insert(file);
 
   Contradictions found;
-  for (const std::string& shard : shards) {
-    const std::string path = (fs::path(directory) / shard).string();
+  const auto path_of = [&](const std::string& shard) {
+    return (fs::path(directory) / shard).string();
+  };
+  // First: the long list of single tensors may be cut off.
+  const auto is_missing = [&](const std::string& shard) {
     std::error_code ignored;
-    if (!fs::exists(path, ignored)) {
-      found.add("the shard " + in_quotes(shard) + " is missing");
-      continue;
-    }
-    const SafetensorsReader& file = files_.emplace_back(path);
+    if (fs::exists(path_of(shard), ignored)) return false;
+    found.add("the shard " + in_quotes(shard) + " is missing");
+    return true;
+  };
+  std::erase_if(shards, is_missing);
+  for (const std::string& shard : shards) {
+    const SafetensorsReader& file = files_.emplace_back(path_of(shard));
     for (const auto& [name, home] : weight_map)
       if (home == shard && file.find(name) == nullptr)
         found.add("tensor " + in_quotes(name) + " is not in its shard " + in_quotes(shard));

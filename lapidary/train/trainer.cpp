@@ -77,9 +77,7 @@ Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console)
       console_(console),
       model_(build_model(recipe)),
       tokenizer_(load_recipe_tokenizer(recipe)),
-      data_(prepare_data(recipe, recipe.dataset, true, tokenizer_.get(), model_.config().text)),
-      store_(recipe.checkpoint.checkpoint_dir),
-      metrics_(store_.folder()) {
+      data_(prepare_data(recipe, recipe.dataset, true, tokenizer_.get(), model_.config().text)) {
   const gemma4::TextConfig& text = model_.config().text;
   const int64_t pad = text.pad_token_id.value_or(0);
   if (recipe_.validation_dataset.given) {
@@ -111,6 +109,9 @@ Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console)
                                   .eps = recipe_.optimizer.eps},
                      parameters_of(model_));
   plan_memory();
+  // Last: a run that cannot start leaves the folder as it is.
+  store_.emplace(recipe_.checkpoint.checkpoint_dir);
+  metrics_.emplace(store_->folder());
 }
 
 void Trainer::plan_memory() {
@@ -158,7 +159,7 @@ void Trainer::describe() {
       static_cast<double>(ctx_.scratch.capacity()) / 1048576.0,
       static_cast<double>(optimizer_->state_bytes()) / 1048576.0));
   message(fmt::format("steps: {} of {} samples, logs in {}", total_steps_,
-                      recipe_.step_scheduler.global_batch_size, store_.folder()));
+                      recipe_.step_scheduler.global_batch_size, store_->folder()));
   for (const std::string& warning : model_.config().warnings) message("warning: " + warning);
   for (const std::string& warning : model_.load_report().warnings) message("warning: " + warning);
   for (const std::string& note : recipe_.notes) message("note: " + note);
@@ -166,9 +167,9 @@ void Trainer::describe() {
     message(fmt::format("note: {} tensors of the vision and audio towers are kept as they are",
                         towers));
   }
-  if (!store_.moved_to().empty()) {
-    message("note: what an earlier run left in " + store_.folder() + " is now in " +
-            store_.moved_to() + "/ there");
+  if (!store_->moved_to().empty()) {
+    message("note: what an earlier run left in " + store_->folder() + " is now in " +
+            store_->moved_to() + "/ there");
   }
 }
 
@@ -238,7 +239,7 @@ void Trainer::validate() {
                                 .lr = schedule_->lr(step_),
                                 .num_label_tokens = evaluation.num_label_tokens,
                                 .mem_gib = peak_memory_gib()};
-  metrics_.write(record);
+  metrics_->write(record);
   if (progress_) progress_->write(record);
 }
 
@@ -246,11 +247,11 @@ void Trainer::save_checkpoint() {
   if (!recipe_.checkpoint.enabled) return;
   const double start = seconds_now();
   last_model_directory_ =
-      store_.save(model_, {.epoch = epoch_,
-                           .step = step_ - 1,
-                           .config_yaml = print_recipe(recipe_),
-                           .losses_json = json_losses(last_loss_, val_loss_),
-                           .tokenizer_source = directory_of(recipe_.dataset.tokenizer)});
+      store_->save(model_, {.epoch = epoch_,
+                            .step = step_ - 1,
+                            .config_yaml = print_recipe(recipe_),
+                            .losses_json = json_losses(last_loss_, val_loss_),
+                            .tokenizer_source = directory_of(recipe_.dataset.tokenizer)});
   message(fmt::format("checkpoint: {} ({:.1f} s)", last_model_directory_, seconds_now() - start));
 }
 
@@ -275,7 +276,7 @@ TrainResult Trainer::run() {
   while (step_ < total_steps_ && !result.stopped) {
     const TrainRecord record = train_step(next_batches());
     last_loss_ = record.loss;
-    metrics_.write(record);
+    metrics_->write(record);
     if (progress_) progress_->write(record);
     result.stopped = console_.stop != nullptr && console_.stop->load();
     end_of_step(result.stopped || step_ == total_steps_);

@@ -71,8 +71,8 @@ class Trainer {
   std::optional<DataLoader> loader_;
   std::optional<AdamW> optimizer_;
   std::optional<LrSchedule> schedule_;
-  CheckpointStore store_;
-  MetricsWriter metrics_;
+  std::optional<CheckpointStore> store_;
+  std::optional<MetricsWriter> metrics_;
   std::unique_ptr<Progress> progress_;
   Context ctx_;
   int64_t step_ = 0;  // finished optimiser steps

@@ -1,43 +1,53 @@
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "tests/e2e/program.h"
 
-// recipes/demo.yaml as it is: what README says of it holds.
 namespace lapidary::test {
 namespace {
 
-// README: "validation loss falls from 8.35 to below 3.7".
+// README.md states these figures.
 constexpr double kFirstLoss = 8.35;
 constexpr double kLastLoss = 3.7;
-constexpr double kMaxSeconds = 180.0;  // on two cores
+constexpr double kSecondsAtMost = 180.0;
 
-TEST(Demo, DoesWhatTheReadmeSays) {
+int64_t parameters_of(const std::string& model) {
+  const SafetensorsReader reader(model + "/model.safetensors");
+  int64_t count = 0;
+  for (const TensorEntry& entry : reader.entries()) {
+    if (!contains(entry.name, "layer_scalar")) count += entry.shape.numel();
+  }
+  return count;
+}
+
+// The recipe as it is, but for the folder that it writes to.
+TEST(Demo, LearnsWhatTheReadmeSays) {
   EXPECT_THAT(read_file(source_file("README.md")),
-              ::testing::HasSubstr("validation loss falls from 8.35 to below 3.7"));
+              ::testing::HasSubstr(
+                  fmt::format("validation loss falls from {} to below {}", kFirstLoss, kLastLoss)));
   const TemporaryDirectory folder;
-  const std::string run = (folder.path() / "run").string();
+  const std::string run = folder.path() / "run";
   const ProcessResult result = run_process(
       lapidary_command({"train", "recipes/demo.yaml", "--checkpoint.checkpoint_dir=" + run}),
-      {.directory = LAPIDARY_SOURCE_DIR, .timeout_seconds = 550.0});
+      {.directory = LAPIDARY_SOURCE_DIR, .timeout_seconds = 290.0});
   expect_success(result);
+  EXPECT_LT(result.seconds, kSecondsAtMost);
 
-  const std::vector<double> losses =
-      column(read_jsonl(folder.path() / "run" / "validation.jsonl"), "val_loss");
-  EXPECT_NEAR(losses.front(), kFirstLoss, 0.01);
+  const auto losses = column(read_jsonl(run + "/validation.jsonl"), "val_loss");
+  ASSERT_GE(losses.size(), 3U);
+  EXPECT_NEAR(losses.front(), kFirstLoss, 0.05);
   EXPECT_LT(losses.back(), kLastLoss);
-  EXPECT_LT(result.seconds, kMaxSeconds);
-
-  const size_t at = result.out.find("model: ");
-  ASSERT_NE(at, std::string::npos);
-  const double millions = std::stod(result.out.substr(at + 7));
-  EXPECT_GE(millions, 4.0);
-  EXPECT_LE(millions, 10.0);
+  EXPECT_THAT(result.out, ::testing::HasSubstr("--- sample 1"));
   EXPECT_THAT(result.out, ::testing::HasSubstr("--- sample 2"));
 
   const std::string model = run + "/LATEST/model/consolidated";
+  const int64_t parameters = parameters_of(model);
+  EXPECT_GE(parameters, 4'000'000);
+  EXPECT_LE(parameters, 10'000'000);
   const ProcessResult answer = lapidary_program(
-      {"generate", model, "--prompt", "How many legs have two cats?", "--max-new-tokens", "8"});
+      {"generate", model, "--prompt", "Tom has 3 apples and buys 4 more. How many has he?",
+       "--max-new-tokens", "24"});
   expect_success(answer);
   EXPECT_GT(answer.out.size(), 1U);
 }

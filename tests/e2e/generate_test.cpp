@@ -106,7 +106,7 @@ TEST(Generate, StreamsTextOfATrainedModel) {
   const ProcessResult text = work.run(arguments);
   expect_success(text);
   EXPECT_EQ(text.err, "");
-  EXPECT_GT(text.out.size(), 1U);
+  ASSERT_GT(text.out.size(), 1U);
   EXPECT_EQ(text.out.back(), '\n');
   // The ids of the same run, decoded by hand: piece by piece is the same as all at once.
   std::vector<std::string> with_ids = arguments;

@@ -20,7 +20,6 @@ namespace lapidary::test {
 namespace {
 
 constexpr uid_t kNobody = 65534;
-constexpr int kNotStarted = 127;
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

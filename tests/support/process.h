@@ -13,6 +13,9 @@
 // Programs run as child processes, and the folders they work in.
 namespace lapidary::test {
 
+// Exit code of a child that could not start the program.
+inline constexpr int kNotStarted = 127;
+
 struct ProcessOptions {
   std::string input = {};                     // standard input; empty: at its end from the start
   std::string directory = {};                 // to work in; empty: the caller's
