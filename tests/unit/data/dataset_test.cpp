@@ -17,7 +17,7 @@ using testing::fixture;
 using ::testing::HasSubstr;
 
 std::string file_of(const std::string& text) {
-  return testing::write_text(::testing::TempDir() + "dataset_test.jsonl", text);
+  return testing::write_text(testing::own_folder() + "dataset_test.jsonl", text);
 }
 
 Dataset load_text(const std::string& text, DatasetOptions options = {},

@@ -12,7 +12,7 @@ using testing::error_of;
 using ::testing::HasSubstr;
 
 std::string file_of(const std::string& text) {
-  return testing::write_text(::testing::TempDir() + "jsonl_test.jsonl", text);
+  return testing::write_text(testing::own_folder() + "jsonl_test.jsonl", text);
 }
 
 using Lines = std::vector<std::pair<int64_t, std::string>>;

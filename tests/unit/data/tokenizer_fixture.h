@@ -1,5 +1,9 @@
 #pragma once
 
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -20,6 +24,18 @@ inline std::string read_text(const std::string& path) {
   std::stringstream text;
   text << file.rdbuf();
   return text.str();
+}
+
+// A folder of this process: tests run side by side. Ends in a slash.
+inline std::string own_folder() {
+  static const std::string folder = [] {
+    const std::string path =
+        ::testing::TempDir() + "lapidary-data-" + std::to_string(::getpid()) + "/";
+    std::filesystem::create_directories(path);
+    std::atexit([] { std::filesystem::remove_all(own_folder()); });
+    return path;
+  }();
+  return folder;
 }
 
 inline std::string write_text(const std::string& path, const std::string& text) {
