@@ -134,6 +134,7 @@ void write_safetensors(const std::string& path, const std::vector<TensorSource>&
                        const std::map<std::string, std::string>& metadata) {
   check(path, tensors);
   std::vector<const TensorSource*> order;
+  order.reserve(tensors.size());
   for (const TensorSource& t : tensors) order.push_back(&t);
   std::stable_sort(order.begin(), order.end(), [](const TensorSource* a, const TensorSource* b) {
     return size_of(a->target) > size_of(b->target);

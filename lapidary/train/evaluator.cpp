@@ -28,6 +28,7 @@ ConstTensor label_tensor(const Batch& batch) {
 Evaluator::Evaluator(const std::vector<Sample>& samples, int64_t batch_size, int64_t pad_id) {
   // Samples of like length share a batch: less padding, and the result does not depend on it.
   std::vector<const Sample*> order;
+  order.reserve(samples.size());
   for (const Sample& sample : samples) order.push_back(&sample);
   std::stable_sort(order.begin(), order.end(), [](const Sample* a, const Sample* b) {
     return a->input_ids.size() < b->input_ids.size();

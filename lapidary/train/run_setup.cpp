@@ -43,7 +43,7 @@ void freeze(const Recipe& recipe, Gemma4ForConditionalGeneration& model) {
 Config recipe_config(const Recipe& recipe) {
   const ModelRecipe& model = recipe.model;
   const std::string source = config_source(model);
-  const Config config =
+  Config config =
       model.inline_config.text.empty()
           ? gemma4::load_config(source)
           : gemma4::parse_config(model.inline_config.text, recipe.where("model.config"));
