@@ -17,7 +17,8 @@ T flat(const T& t) {
 
 }  // namespace
 
-AdamW::AdamW(Backend backend, const AdamWOptions& options, std::vector<Parameter*> parameters)
+AdamW::AdamW(Backend backend, const AdamWOptions& options,
+             const std::vector<Parameter*>& parameters)
     : options_(options) {
   Context ctx;
   ctx.backend = backend;

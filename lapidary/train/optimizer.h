@@ -19,7 +19,7 @@ struct AdamWOptions {
 class AdamW {
  public:
   // Parameters must keep their addresses and have gradient buffers; frozen ones are skipped.
-  AdamW(Backend backend, const AdamWOptions& options, std::vector<Parameter*> parameters);
+  AdamW(Backend backend, const AdamWOptions& options, const std::vector<Parameter*>& parameters);
 
   // Square root of the sum of squares of all gradients, times grad_scale.
   double grad_norm(Context& ctx, double grad_scale = 1.0) const;
