@@ -26,16 +26,19 @@ inline std::string read_text(const std::string& path) {
   return text.str();
 }
 
-// A folder of this process: tests run side by side. Ends in a slash.
-inline std::string own_folder() {
-  static const std::string folder = [] {
-    const std::string path =
+// A folder of this process: tests run side by side. Ends in a slash; goes when the process ends.
+inline const std::string& own_folder() {
+  struct Folder {
+    std::string path =
         ::testing::TempDir() + "lapidary-data-" + std::to_string(::getpid()) + "/";
-    std::filesystem::create_directories(path);
-    std::atexit([] { std::filesystem::remove_all(own_folder()); });
-    return path;
-  }();
-  return folder;
+    Folder() { std::filesystem::create_directories(path); }
+    ~Folder() {
+      std::error_code ignored;
+      std::filesystem::remove_all(path, ignored);
+    }
+  };
+  static const Folder folder;
+  return folder.path;
 }
 
 inline std::string write_text(const std::string& path, const std::string& text) {
