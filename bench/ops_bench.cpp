@@ -24,7 +24,7 @@ constexpr int64_t kTokens = 1024, kHidden = 1024, kInner = 4096, kVocabulary = 3
 constexpr int64_t kHeads = 16, kGroups = 4, kHead = 256;
 constexpr int64_t kExperts = 32, kTopK = 4, kExpertInner = 512;
 
-Context context() { return Context::make(Backend::cpu, 0, int64_t{512} << 20); }
+Context context() { return Context::make(Backend::cpu, {0, int64_t{512} << 20}); }
 
 // A tensor of normal numbers; scale keeps sums of products near 1.
 OwnedTensor random(Dtype dtype, const Shape& shape, double scale = 1.0) {
@@ -359,7 +359,8 @@ BENCHMARK(adamw)->Arg(0)->Arg(1)->UseRealTime();
 void sum_of_squares(benchmark::State& state) {
   const OwnedTensor t = random(dtype_of(state), {kInner, kHidden});
   Context ctx = context();
-  for (auto _ : state) benchmark::DoNotOptimize(ops::sum_of_squares(ctx, t.get()));
+  const OwnedTensor sum(Backend::cpu, Dtype::f64, {1});
+  for (auto _ : state) ops::sum_of_squares(ctx, {.t = t.get(), .sum = sum.get()});
   report_bytes(state, t->bytes());
 }
 BENCHMARK(sum_of_squares)->Arg(0)->Arg(1)->UseRealTime();

@@ -183,8 +183,8 @@ void run(Dtype dtype, nn::Recompute policy, int steps, int64_t rows) {
   std::vector<Parameter*> parameters;
   model.for_each_parameter([&](Parameter& p) { parameters.push_back(&p); });
   AdamW optimizer(Backend::cpu, {}, parameters);
-  const gemma4::MemoryPlan plan = model.plan_loss(inputs, options);
-  Context ctx = Context::make(Backend::cpu, plan.activations, plan.scratch);
+  const MemoryPlan plan = model.plan_loss(inputs, options);
+  Context ctx = Context::make(Backend::cpu, plan);
   const auto step = [&] {
     model.zero_gradients(ctx);
     model.loss(ctx, inputs, input_ids, options);

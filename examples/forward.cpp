@@ -38,8 +38,8 @@ void run(const std::string& directory, const std::vector<int64_t>& ids) {
           lapidary::ConstTensor(ids.data(), Dtype::i64, {1, static_cast<int64_t>(ids.size())})};
   const lapidary::gemma4::ForwardOptions options{.logits_to_keep = 1};
 
-  const lapidary::gemma4::MemoryPlan plan = model.plan_forward(inputs, options);
-  lapidary::Context ctx = lapidary::Context::make(model.backend(), plan.activations, plan.scratch);
+  const lapidary::MemoryPlan plan = model.plan_forward(inputs, options);
+  lapidary::Context ctx = lapidary::Context::make(model.backend(), plan);
   const lapidary::gemma4::ForwardOutput out = model.forward(ctx, inputs, options);
   print_top(out.logits->as<float>(), out.logits->dim(-1));
 }

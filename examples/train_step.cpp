@@ -54,8 +54,8 @@ void run() {
   model.for_each_parameter([&](lapidary::Parameter& p) { parameters.push_back(&p); });
   lapidary::AdamW optimizer(model.backend(), {.beta1 = 0.9, .beta2 = 0.95}, parameters);
   const lapidary::gemma4::LossOptions options{.grad_scale = 1.0 / counted};
-  const lapidary::gemma4::MemoryPlan plan = model.plan_loss(inputs, options);
-  lapidary::Context ctx = lapidary::Context::make(model.backend(), plan.activations, plan.scratch);
+  const lapidary::MemoryPlan plan = model.plan_loss(inputs, options);
+  lapidary::Context ctx = lapidary::Context::make(model.backend(), plan);
 
   double first = 0.0, last = 0.0;
   for (int step = 0; step < kSteps; ++step) {

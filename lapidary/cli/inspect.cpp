@@ -104,7 +104,7 @@ void print_memory(Gemma4ForConditionalGeneration& model, const Options& options)
              states / kGiB);
   model.zero_gradients();
   for (const auto policy : {nn::Recompute::none, nn::Recompute::light, nn::Recompute::block}) {
-    const gemma4::MemoryPlan plan = model.plan_loss(
+    const MemoryPlan plan = model.plan_loss(
         gemma4::TextInputs::of_shape(options.rows, options.cols), {.policy = policy});
     fmt::print("  recompute {:<6} activations {:.2f} GiB, scratch {:.2f} GiB\n",
                nn::name_of(policy), static_cast<double>(plan.activations) / kGiB,

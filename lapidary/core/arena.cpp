@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "lapidary/core/error.h"
+#include "lapidary/core/gpu.h"
 
 namespace lapidary {
 namespace {
@@ -15,6 +16,7 @@ constexpr int64_t kAlignment = 64;
 Arena::Arena(const char* name, Backend backend, int64_t capacity)
     : name_(name),
       buffer_(capacity == kCounting ? Backend::meta : backend, std::max<int64_t>(capacity, 0)),
+      backend_(backend),
       capacity_(capacity) {}
 
 Tensor Arena::alloc(Dtype dtype, const Shape& shape) {
@@ -29,8 +31,15 @@ Tensor Arena::alloc(Dtype dtype, const Shape& shape) {
   void* data = buffer_.data() == nullptr ? nullptr : static_cast<char*>(buffer_.data()) + used_;
   used_ += rounded;
   peak_ = std::max(peak_, used_);
-  if (poison_ && data != nullptr) std::memset(data, 0xff, static_cast<size_t>(rounded));
+  if (poison_ && data != nullptr) poison(data, rounded);
   return {data, dtype, shape};
+}
+
+void Arena::poison(void* data, int64_t bytes) const {
+  if (backend_ == Backend::cuda)
+    gpu::set_bytes(data, 0xff, bytes, nullptr);
+  else
+    std::memset(data, 0xff, static_cast<size_t>(bytes));
 }
 
 }  // namespace lapidary

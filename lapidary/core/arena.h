@@ -25,7 +25,9 @@ class Arena {
 
  private:
   const char* name_ = "arena";
+  void poison(void* data, int64_t bytes) const;
   Buffer buffer_;
+  Backend backend_ = Backend::cpu;
   int64_t capacity_ = 0;
   int64_t used_ = 0;
   int64_t peak_ = 0;

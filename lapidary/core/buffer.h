@@ -5,7 +5,8 @@
 
 namespace lapidary {
 
-// Owns memory: parameters, gradients, optimiser state. 64-byte aligned, zero-filled. On the meta
+// Owns memory: parameters, gradients, optimiser state. 64-byte aligned, zero-filled. On
+// cuda it lies on the GPU, where only operations and lapidary/core/transfer.h reach it; on the meta
 // backend it owns nothing and data() is null. Throws Error when memory runs out.
 class Buffer {
  public:
@@ -21,6 +22,7 @@ class Buffer {
   int64_t bytes() const { return bytes_; }
 
  private:
+  Backend backend_ = Backend::cpu;
   void* data_ = nullptr;
   int64_t bytes_ = 0;
 };

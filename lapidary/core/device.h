@@ -7,9 +7,12 @@ namespace lapidary {
 // Where memory lives and operations run.
 //   cpu   the host, oneDNN and OpenMP        ref  the host, plain loops in f64 or c128
 //   cuda  one GPU                            meta nowhere: shapes are checked, memory is counted
-enum class Backend { cpu, ref, cuda, meta };
+//   pinned  memory of the host that a GPU reads from; no operation runs there
+enum class Backend { cpu, ref, cuda, meta, pinned };
 
 const char* name_of(Backend backend);
-Backend parse_backend(const std::string& text);  // "cpu" or "cuda", as users write it
+// "cpu" or "cuda", as users write it. Errors: another name; cuda where there is no GPU to use.
+Backend parse_backend(const std::string& text);
+inline bool on_host(Backend backend) { return backend == Backend::cpu || backend == Backend::ref; }
 
 }  // namespace lapidary

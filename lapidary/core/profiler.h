@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include "lapidary/core/gpu.h"
+
 namespace lapidary {
 
 // Seconds and calls per operation, of the calls made through a Context that carries it.
@@ -27,15 +29,18 @@ class Profiler {
   std::map<std::string, Entry> entries_;
 };
 
-// Times a scope; does nothing without a profiler.
+// Times a scope; does nothing without a profiler. gpu: the stream whose work belongs to the scope
+// (waited for at its end), null on the host.
 class ProfileScope {
  public:
   using Clock = std::chrono::steady_clock;
-  ProfileScope(Profiler* profiler, const char* op) : profiler_(profiler), op_(op) {
+  ProfileScope(Profiler* profiler, const char* op, const gpu::Stream* gpu = nullptr)
+      : profiler_(profiler), op_(op), gpu_(gpu) {
     if (profiler_ != nullptr) start_ = Clock::now();
   }
   ~ProfileScope() {
     if (profiler_ == nullptr) return;
+    if (gpu_ != nullptr) gpu::synchronize(*gpu_);
     profiler_->add(op_, std::chrono::duration<double>(Clock::now() - start_).count());
   }
   ProfileScope(const ProfileScope&) = delete;
@@ -44,6 +49,7 @@ class ProfileScope {
  private:
   Profiler* profiler_;
   const char* op_;
+  const gpu::Stream* gpu_;
   Clock::time_point start_;
 };
 

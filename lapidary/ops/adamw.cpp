@@ -1,6 +1,7 @@
 #include "lapidary/ops/adamw.h"
 
 #include "lapidary/ops/cpu/cpu.h"
+#include "lapidary/ops/cuda/cuda.h"
 #include "lapidary/ops/dispatch.h"
 #include "lapidary/ops/ref/ref.h"
 
@@ -22,16 +23,15 @@ void check(const AdamWArgs& a) {
 
 void adamw(Context& ctx, const AdamWArgs& a) {
   check(a);
-  dispatch(
-      ctx, "adamw", [&] { cpu::adamw(ctx, a); }, [&] { ref::adamw(ctx, a); });
+  dispatch(ctx, "adamw", a, {cpu::adamw, ref::adamw, cuda::adamw});
 }
 
-double sum_of_squares(Context& ctx, const ConstTensor& t) {
-  double sum = 0.0;
-  dispatch(
-      ctx, "sum_of_squares", [&] { sum = cpu::sum_of_squares(ctx, t); },
-      [&] { sum = ref::sum_of_squares(ctx, t); });
-  return sum;
+void sum_of_squares(Context& ctx, const SumOfSquaresArgs& a) {
+  const Check c("sum_of_squares");
+  c.tensor("sum", a.sum, {1}, Dtype::f64);
+  dispatch(ctx, "sum_of_squares", a,
+           {cpu::sum_of_squares, ref::sum_of_squares, cuda::sum_of_squares, nullptr,
+            cuda::sum_of_squares_scratch_bytes});
 }
 
 }  // namespace lapidary::ops

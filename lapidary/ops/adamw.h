@@ -25,7 +25,11 @@ struct AdamWArgs {
 };
 void adamw(Context& ctx, const AdamWArgs& args);
 
-// Sum of squares of all elements, in double, in a fixed order.
-double sum_of_squares(Context& ctx, const ConstTensor& t);
+// sum += the sum of squares of all elements of t, in double, in a fixed order.   sum [1] f64
+struct SumOfSquaresArgs {
+  ConstTensor t;
+  Tensor sum;
+};
+void sum_of_squares(Context& ctx, const SumOfSquaresArgs& args);
 
 }  // namespace lapidary::ops

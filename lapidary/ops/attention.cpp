@@ -1,6 +1,7 @@
 #include "lapidary/ops/attention.h"
 
 #include "lapidary/ops/cpu/cpu.h"
+#include "lapidary/ops/cuda/cuda.h"
 #include "lapidary/ops/dispatch.h"
 #include "lapidary/ops/ref/ref.h"
 
@@ -46,17 +47,16 @@ void check(const AttentionBwdArgs& a) {
 
 void attention(Context& ctx, const AttentionArgs& a) {
   check(a);
-  dispatch(
-      ctx, "attention", [&] { cpu::attention(ctx, a); }, [&] { ref::attention(ctx, a); },
-      [&] { count_scratch(ctx, cpu::attention_scratch_bytes(a)); });
+  dispatch(ctx, "attention", a,
+           {cpu::attention, ref::attention, cuda::attention, cpu::attention_scratch_bytes,
+            cuda::attention_scratch_bytes});
 }
 
 void attention_bwd(Context& ctx, const AttentionBwdArgs& a) {
   check(a);
-  dispatch(
-      ctx, "attention_bwd", [&] { cpu::attention_bwd(ctx, a); },
-      [&] { ref::attention_bwd(ctx, a); },
-      [&] { count_scratch(ctx, cpu::attention_bwd_scratch_bytes(a)); });
+  dispatch(ctx, "attention_bwd", a,
+           {cpu::attention_bwd, ref::attention_bwd, cuda::attention_bwd,
+            cpu::attention_bwd_scratch_bytes, cuda::attention_bwd_scratch_bytes});
 }
 
 }  // namespace lapidary::ops

@@ -7,28 +7,36 @@
 
 namespace lapidary::ops {
 
-// Runs the backend's version of an operation. On the meta backend `meta` runs instead: it only
-// takes from ctx.scratch what the cpu version would take, so that a dry run measures it.
-template <class Cpu, class Ref, class Meta>
-void dispatch(Context& ctx, const char* op, Cpu&& cpu, Ref&& ref, Meta&& meta) {
-  const ProfileScope scope(ctx.profiler, op);
+// The versions of one operation. *_scratch: bytes that it takes from ctx.scratch; null = none.
+template <class Args>
+struct Versions {
+  void (*cpu)(Context&, const Args&);
+  void (*ref)(Context&, const Args&);
+  void (*cuda)(Context&, const Args&);
+  int64_t (*cpu_scratch)(const Args&) = nullptr;
+  int64_t (*cuda_scratch)(const Args&) = nullptr;
+};
+
+// Runs the backend's version of an operation. On the meta backend it only takes from ctx.scratch
+// what the version of ctx.target would take, so that a dry run measures it.
+template <class Args>
+void dispatch(Context& ctx, const char* op, const Args& args, const Versions<Args>& versions) {
+  const ProfileScope scope(ctx.profiler, op, ctx.backend == Backend::cuda ? &ctx.stream : nullptr);
   switch (ctx.backend) {
-    case Backend::cpu: return cpu();
-    case Backend::ref: return ref();
-    case Backend::meta: return meta();
-    case Backend::cuda: fail(op, "this build has no CUDA", "use device cpu");
+    case Backend::cpu: return versions.cpu(ctx, args);
+    case Backend::ref: return versions.ref(ctx, args);
+    case Backend::cuda: return versions.cuda(ctx, args);
+    case Backend::meta: {
+      const auto scratch =
+          ctx.target == Backend::cuda ? versions.cuda_scratch : versions.cpu_scratch;
+      if (scratch == nullptr) return;
+      const ArenaScope memory(ctx.scratch);
+      ctx.scratch.alloc(Dtype::u8, {scratch(args)});
+      return;
+    }
+    case Backend::pinned: break;
   }
-}
-
-template <class Cpu, class Ref>
-void dispatch(Context& ctx, const char* op, Cpu&& cpu, Ref&& ref) {
-  dispatch(ctx, op, cpu, ref, [] {});
-}
-
-// Takes `bytes` from the scratch arena and gives them back: the meta version of an op with scratch.
-inline void count_scratch(Context& ctx, int64_t bytes) {
-  ArenaScope scope(ctx.scratch);
-  ctx.scratch.alloc(Dtype::u8, {bytes});
+  fail(op, std::string("does not run on ") + name_of(ctx.backend));
 }
 
 // The shape and dtype rules of an operation, checked before dispatch.

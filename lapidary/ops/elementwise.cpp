@@ -1,8 +1,7 @@
 #include "lapidary/ops/elementwise.h"
 
-#include <cstring>
-
 #include "lapidary/ops/cpu/cpu.h"
+#include "lapidary/ops/cuda/cuda.h"
 #include "lapidary/ops/dispatch.h"
 #include "lapidary/ops/ref/ref.h"
 
@@ -28,21 +27,17 @@ void check(const ScaleByArgs& a) {
 
 void axpby(Context& ctx, const AxpbyArgs& a) {
   check(a);
-  dispatch(
-      ctx, "axpby", [&] { cpu::axpby(ctx, a); }, [&] { ref::axpby(ctx, a); });
+  dispatch(ctx, "axpby", a, {cpu::axpby, ref::axpby, cuda::axpby});
 }
 
 void scale_by(Context& ctx, const ScaleByArgs& a) {
   check(a);
-  dispatch(
-      ctx, "scale_by", [&] { cpu::scale_by(ctx, a); }, [&] { ref::scale_by(ctx, a); });
+  dispatch(ctx, "scale_by", a, {cpu::scale_by, ref::scale_by, cuda::scale_by});
 }
 
 void fill_zero(Context& ctx, const Tensor& t) {
   if (!t.contiguous()) fail("fill_zero", "tensor " + t.shape().str() + " is not contiguous");
-  dispatch(
-      ctx, "fill_zero", [&] { cpu::fill_zero(ctx, t); },
-      [&] { std::memset(t.data(), 0, static_cast<size_t>(t.bytes())); });
+  dispatch(ctx, "fill_zero", t, {cpu::fill_zero, ref::fill_zero, cuda::fill_zero});
 }
 
 }  // namespace lapidary::ops

@@ -1,6 +1,7 @@
 #include "lapidary/ops/embedding.h"
 
 #include "lapidary/ops/cpu/cpu.h"
+#include "lapidary/ops/cuda/cuda.h"
 #include "lapidary/ops/dispatch.h"
 #include "lapidary/ops/ref/ref.h"
 
@@ -30,15 +31,14 @@ void check(const EmbeddingBwdArgs& a) {
 
 void embedding(Context& ctx, const EmbeddingArgs& a) {
   check(a);
-  dispatch(
-      ctx, "embedding", [&] { cpu::embedding(ctx, a); }, [&] { ref::embedding(ctx, a); });
+  dispatch(ctx, "embedding", a, {cpu::embedding, ref::embedding, cuda::embedding});
 }
 
 void embedding_bwd(Context& ctx, const EmbeddingBwdArgs& a) {
   check(a);
-  dispatch(
-      ctx, "embedding_bwd", [&] { cpu::embedding_bwd(ctx, a); },
-      [&] { ref::embedding_bwd(ctx, a); });
+  dispatch(ctx, "embedding_bwd", a,
+           {cpu::embedding_bwd, ref::embedding_bwd, cuda::embedding_bwd, nullptr,
+            cuda::embedding_bwd_scratch_bytes});
 }
 
 }  // namespace lapidary::ops

@@ -1,6 +1,7 @@
 #include "lapidary/ops/glu.h"
 
 #include "lapidary/ops/cpu/cpu.h"
+#include "lapidary/ops/cuda/cuda.h"
 #include "lapidary/ops/dispatch.h"
 #include "lapidary/ops/ref/ref.h"
 
@@ -32,14 +33,14 @@ void check(const GegluBwdArgs& a) {
 
 void geglu(Context& ctx, const GegluArgs& a) {
   check(a);
-  dispatch(
-      ctx, "geglu", [&] { cpu::geglu(ctx, a); }, [&] { ref::geglu(ctx, a); });
+  dispatch(ctx, "geglu", a, {cpu::geglu, ref::geglu, cuda::geglu});
 }
 
 void geglu_bwd(Context& ctx, const GegluBwdArgs& a) {
   check(a);
   dispatch(
-      ctx, "geglu_bwd", [&] { cpu::geglu_bwd(ctx, a); }, [&] { ref::geglu_bwd(ctx, a); });
+      ctx, "geglu_bwd", a,
+      {cpu::geglu_bwd, ref::geglu_bwd, cuda::geglu_bwd, nullptr, cuda::geglu_bwd_scratch_bytes});
 }
 
 }  // namespace lapidary::ops

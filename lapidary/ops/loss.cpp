@@ -1,6 +1,7 @@
 #include "lapidary/ops/loss.h"
 
 #include "lapidary/ops/cpu/cpu.h"
+#include "lapidary/ops/cuda/cuda.h"
 #include "lapidary/ops/dispatch.h"
 #include "lapidary/ops/ref/ref.h"
 
@@ -26,16 +27,14 @@ void check(const SoftcapArgs& a) { Check("softcap").rank("logits", a.logits, 2);
 
 void linear_cross_entropy(Context& ctx, const LinearCrossEntropyArgs& a) {
   check(a);
-  dispatch(
-      ctx, "linear_cross_entropy", [&] { cpu::linear_cross_entropy(ctx, a); },
-      [&] { ref::linear_cross_entropy(ctx, a); },
-      [&] { count_scratch(ctx, cpu::linear_cross_entropy_scratch_bytes(a)); });
+  dispatch(ctx, "linear_cross_entropy", a,
+           {cpu::linear_cross_entropy, ref::linear_cross_entropy, cuda::linear_cross_entropy,
+            cpu::linear_cross_entropy_scratch_bytes, cuda::linear_cross_entropy_scratch_bytes});
 }
 
 void softcap(Context& ctx, const SoftcapArgs& a) {
   check(a);
-  dispatch(
-      ctx, "softcap", [&] { cpu::softcap(ctx, a); }, [&] { ref::softcap(ctx, a); });
+  dispatch(ctx, "softcap", a, {cpu::softcap, ref::softcap, cuda::softcap});
 }
 
 }  // namespace lapidary::ops

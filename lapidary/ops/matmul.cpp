@@ -1,6 +1,7 @@
 #include "lapidary/ops/matmul.h"
 
 #include "lapidary/ops/cpu/cpu.h"
+#include "lapidary/ops/cuda/cuda.h"
 #include "lapidary/ops/dispatch.h"
 #include "lapidary/ops/ref/ref.h"
 
@@ -27,9 +28,9 @@ void check(const MatmulArgs& a) {
 
 void matmul(Context& ctx, const MatmulArgs& a) {
   check(a);
-  dispatch(
-      ctx, "matmul", [&] { cpu::matmul(ctx, a); }, [&] { ref::matmul(ctx, a); },
-      [&] { count_scratch(ctx, cpu::matmul_scratch_bytes(a)); });
+  dispatch(ctx, "matmul", a,
+           {cpu::matmul, ref::matmul, cuda::matmul, cpu::matmul_scratch_bytes,
+            cuda::matmul_scratch_bytes});
 }
 
 }  // namespace lapidary::ops

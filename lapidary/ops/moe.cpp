@@ -1,6 +1,7 @@
 #include "lapidary/ops/moe.h"
 
 #include "lapidary/ops/cpu/cpu.h"
+#include "lapidary/ops/cuda/cuda.h"
 #include "lapidary/ops/dispatch.h"
 #include "lapidary/ops/ref/ref.h"
 
@@ -122,51 +123,47 @@ void check(const GroupedMatmulWgradArgs& a) {
 
 void router(Context& ctx, const RouterArgs& a) {
   check(a);
-  dispatch(
-      ctx, "router", [&] { cpu::router(ctx, a); }, [&] { ref::router(ctx, a); },
-      [&] { count_scratch(ctx, cpu::router_scratch_bytes(a)); });
+  dispatch(ctx, "router", a,
+           {cpu::router, ref::router, cuda::router, cpu::router_scratch_bytes,
+            cuda::router_scratch_bytes});
 }
 
 void router_bwd(Context& ctx, const RouterBwdArgs& a) {
   check(a);
-  dispatch(
-      ctx, "router_bwd", [&] { cpu::router_bwd(ctx, a); }, [&] { ref::router_bwd(ctx, a); },
-      [&] { count_scratch(ctx, cpu::router_bwd_scratch_bytes(a)); });
+  dispatch(ctx, "router_bwd", a,
+           {cpu::router_bwd, ref::router_bwd, cuda::router_bwd, cpu::router_bwd_scratch_bytes,
+            cuda::router_bwd_scratch_bytes});
 }
 
 void moe_sort(Context& ctx, const MoeSortArgs& a) {
   check(a);
-  dispatch(
-      ctx, "moe_sort", [&] { cpu::moe_sort(ctx, a); }, [&] { ref::moe_sort(ctx, a); },
-      [&] { count_scratch(ctx, cpu::moe_sort_scratch_bytes(a)); });
+  dispatch(ctx, "moe_sort", a,
+           {cpu::moe_sort, ref::moe_sort, cuda::moe_sort, cpu::moe_sort_scratch_bytes,
+            cuda::moe_sort_scratch_bytes});
 }
 
 void moe_gather(Context& ctx, const MoeGatherArgs& a) {
   check(a);
-  dispatch(
-      ctx, "moe_gather", [&] { cpu::moe_gather(ctx, a); }, [&] { ref::moe_gather(ctx, a); });
+  dispatch(ctx, "moe_gather", a, {cpu::moe_gather, ref::moe_gather, cuda::moe_gather});
 }
 
 void moe_combine(Context& ctx, const MoeCombineArgs& a) {
   check(a);
-  dispatch(
-      ctx, "moe_combine", [&] { cpu::moe_combine(ctx, a); }, [&] { ref::moe_combine(ctx, a); });
+  dispatch(ctx, "moe_combine", a, {cpu::moe_combine, ref::moe_combine, cuda::moe_combine});
 }
 
 void grouped_matmul(Context& ctx, const GroupedMatmulArgs& a) {
   check(a);
-  dispatch(
-      ctx, "grouped_matmul", [&] { cpu::grouped_matmul(ctx, a); },
-      [&] { ref::grouped_matmul(ctx, a); },
-      [&] { count_scratch(ctx, cpu::grouped_matmul_scratch_bytes(a)); });
+  dispatch(ctx, "grouped_matmul", a,
+           {cpu::grouped_matmul, ref::grouped_matmul, cuda::grouped_matmul,
+            cpu::grouped_matmul_scratch_bytes, cuda::grouped_matmul_scratch_bytes});
 }
 
 void grouped_matmul_wgrad(Context& ctx, const GroupedMatmulWgradArgs& a) {
   check(a);
-  dispatch(
-      ctx, "grouped_matmul_wgrad", [&] { cpu::grouped_matmul_wgrad(ctx, a); },
-      [&] { ref::grouped_matmul_wgrad(ctx, a); },
-      [&] { count_scratch(ctx, cpu::grouped_matmul_wgrad_scratch_bytes(a)); });
+  dispatch(ctx, "grouped_matmul_wgrad", a,
+           {cpu::grouped_matmul_wgrad, ref::grouped_matmul_wgrad, cuda::grouped_matmul_wgrad,
+            cpu::grouped_matmul_wgrad_scratch_bytes, cuda::grouped_matmul_wgrad_scratch_bytes});
 }
 
 }  // namespace lapidary::ops

@@ -1,6 +1,7 @@
 #include "lapidary/ops/norm.h"
 
 #include "lapidary/ops/cpu/cpu.h"
+#include "lapidary/ops/cuda/cuda.h"
 #include "lapidary/ops/dispatch.h"
 #include "lapidary/ops/ref/ref.h"
 
@@ -44,16 +45,16 @@ void check(const RmsNormBwdArgs& a) {
 
 void rms_norm(Context& ctx, const RmsNormArgs& a) {
   check(a);
-  dispatch(
-      ctx, "rms_norm", [&] { cpu::rms_norm(ctx, a); }, [&] { ref::rms_norm(ctx, a); },
-      [&] { count_scratch(ctx, cpu::rms_norm_scratch_bytes(a)); });
+  dispatch(ctx, "rms_norm", a,
+           {cpu::rms_norm, ref::rms_norm, cuda::rms_norm, cpu::rms_norm_scratch_bytes,
+            cuda::rms_norm_scratch_bytes});
 }
 
 void rms_norm_bwd(Context& ctx, const RmsNormBwdArgs& a) {
   check(a);
-  dispatch(
-      ctx, "rms_norm_bwd", [&] { cpu::rms_norm_bwd(ctx, a); }, [&] { ref::rms_norm_bwd(ctx, a); },
-      [&] { count_scratch(ctx, cpu::rms_norm_bwd_scratch_bytes(a)); });
+  dispatch(ctx, "rms_norm_bwd", a,
+           {cpu::rms_norm_bwd, ref::rms_norm_bwd, cuda::rms_norm_bwd,
+            cpu::rms_norm_bwd_scratch_bytes, cuda::rms_norm_bwd_scratch_bytes});
 }
 
 }  // namespace lapidary::ops

@@ -1,6 +1,7 @@
 #include "lapidary/ops/rope.h"
 
 #include "lapidary/ops/cpu/cpu.h"
+#include "lapidary/ops/cuda/cuda.h"
 #include "lapidary/ops/dispatch.h"
 #include "lapidary/ops/ref/ref.h"
 
@@ -50,22 +51,19 @@ void check(const NormRopeBwdArgs& a) {
 
 void rope_table(Context& ctx, const RopeTableArgs& a) {
   check(a);
-  dispatch(
-      ctx, "rope_table", [&] { cpu::rope_table(ctx, a); }, [&] { ref::rope_table(ctx, a); });
+  dispatch(ctx, "rope_table", a, {cpu::rope_table, ref::rope_table, cuda::rope_table});
 }
 
 void norm_rope(Context& ctx, const NormRopeArgs& a) {
   check(a);
-  dispatch(
-      ctx, "norm_rope", [&] { cpu::norm_rope(ctx, a); }, [&] { ref::norm_rope(ctx, a); });
+  dispatch(ctx, "norm_rope", a, {cpu::norm_rope, ref::norm_rope, cuda::norm_rope});
 }
 
 void norm_rope_bwd(Context& ctx, const NormRopeBwdArgs& a) {
   check(a);
-  dispatch(
-      ctx, "norm_rope_bwd", [&] { cpu::norm_rope_bwd(ctx, a); },
-      [&] { ref::norm_rope_bwd(ctx, a); },
-      [&] { count_scratch(ctx, cpu::norm_rope_bwd_scratch_bytes(a)); });
+  dispatch(ctx, "norm_rope_bwd", a,
+           {cpu::norm_rope_bwd, ref::norm_rope_bwd, cuda::norm_rope_bwd,
+            cpu::norm_rope_bwd_scratch_bytes, cuda::norm_rope_bwd_scratch_bytes});
 }
 
 }  // namespace lapidary::ops

@@ -20,8 +20,7 @@ T flat(const T& t) {
 AdamW::AdamW(Backend backend, const AdamWOptions& options,
              const std::vector<Parameter*>& parameters)
     : options_(options) {
-  Context ctx;
-  ctx.backend = backend;
+  Context ctx = Context::make(backend);
   for (Parameter* p : parameters) {
     if (!p->grad.defined()) continue;
     const Dtype acc = accumulate_dtype(p->value.dtype());
@@ -36,7 +35,10 @@ AdamW::AdamW(Backend backend, const AdamWOptions& options,
 
 double AdamW::grad_norm(Context& ctx, double grad_scale) const {
   double sum = 0.0;
-  for (const Entry& entry : entries_) sum += ops::sum_of_squares(ctx, entry.parameter->grad);
+  const Tensor total(&sum, Dtype::f64, {1});
+  for (const Entry& entry : entries_) {
+    ops::sum_of_squares(ctx, {.t = entry.parameter->grad, .sum = total});
+  }
   return grad_scale * std::sqrt(sum);
 }
 

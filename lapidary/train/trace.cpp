@@ -100,8 +100,8 @@ class Tracer {
   void forward() {
     const TextInputs inputs = file_.inputs();
     const gemma4::ForwardOptions want{.output_hidden_states = true};
-    const gemma4::MemoryPlan plan = model_.plan_forward(inputs, want);
-    forward_context_ = Context::make(model_.backend(), plan.activations, plan.scratch);
+    const MemoryPlan plan = model_.plan_forward(inputs, want);
+    forward_context_ = Context::make(model_.backend(), plan);
     forward_ = model_.forward(forward_context_, inputs, want);
     add("logits", forward_.logits.get(), forward_.logits->shape());
     for (size_t i = 0; i < forward_.hidden_states.size(); ++i) {
@@ -124,8 +124,8 @@ class Tracer {
                                    .backward = options_.grads,
                                    .grad_scale = 1.0 / static_cast<double>(count)};
     if (options_.grads) model_.zero_gradients();
-    const gemma4::MemoryPlan plan = model_.plan_loss(inputs, want);
-    Context ctx = Context::make(model_.backend(), plan.activations, plan.scratch);
+    const MemoryPlan plan = model_.plan_loss(inputs, want);
+    Context ctx = Context::make(model_.backend(), plan);
     mean_loss_ = model_.loss(ctx, inputs, labels, want) / static_cast<double>(count);
     out_.push_back({.name = "loss",
                     .shape = {1},

@@ -117,15 +117,14 @@ Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console)
 void Trainer::plan_memory() {
   const gemma4::LossOptions train{.policy = recipe_.recompute};
   const int64_t rows = recipe_.step_scheduler.local_batch_size;
-  gemma4::MemoryPlan plan =
-      model_.plan_loss(gemma4::TextInputs::of_shape(rows, data_.longest), train);
+  MemoryPlan plan = model_.plan_loss(gemma4::TextInputs::of_shape(rows, data_.longest), train);
   if (evaluator_) {
-    const gemma4::MemoryPlan eval = model_.plan_loss(
+    const MemoryPlan eval = model_.plan_loss(
         gemma4::TextInputs::of_shape(evaluator_->rows(), evaluator_->cols()), {.backward = false});
     plan.activations = std::max(plan.activations, eval.activations);
     plan.scratch = std::max(plan.scratch, eval.scratch);
   }
-  ctx_ = Context::make(model_.backend(), plan.activations, plan.scratch);
+  ctx_ = Context::make(model_.backend(), plan);
 }
 
 void Trainer::message(const std::string& line) {

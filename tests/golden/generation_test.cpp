@@ -53,8 +53,8 @@ TEST_P(Generation, CachedLogitsEqualUncachedLogits) {
   for (int64_t seen = 0; seen < 20;) {
     const int64_t step = seen == 0 ? 11 : (seen == 11 ? 3 : 1);
     const GoldenInputs part = all.document(0, seen, step);
-    const gemma4::MemoryPlan plan = model_.plan_next_logits(1, 11, 20);
-    Context ctx = Context::make(Backend::ref, plan.activations, plan.scratch);
+    const MemoryPlan plan = model_.plan_next_logits(1, 11, 20);
+    Context ctx = Context::make(Backend::ref, plan);
     model_.next_logits(ctx, {.input_ids = part.input_ids.get()}, cache, logits.get());
     seen += step;
     EXPECT_EQ(cache.length(), seen);

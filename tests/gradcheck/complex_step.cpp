@@ -79,6 +79,6 @@ double inner(const ConstTensor& a, const ConstTensor& b) {
   return sum;
 }
 
-Context ref_context() { return Context::make(Backend::ref, 0, 0); }
+Context ref_context() { return Context::make(Backend::ref); }
 
 }  // namespace lapidary::test

@@ -40,14 +40,17 @@ TEST(Elementwise, ScaleByByHand) {
 TEST(Elementwise, SumOfSquares) {
   Context ctx = ref_context();
   const OwnedTensor t = from_values(Dtype::f64, {2, 1, 2}, {1, -2, 3, 0.5});
-  EXPECT_EQ(ops::sum_of_squares(ctx, t.get()), 14.25);
+  const OwnedTensor sum = from_values(Dtype::f64, {1}, {0.5});
+  ops::sum_of_squares(ctx, {.t = t.get(), .sum = sum.get()});
+  EXPECT_EQ(at(sum.get(), 0), 14.75);
 }
 
 TEST(Elementwise, OtherTypesAreRefused) {
   Context ctx = ref_context();
   const OwnedTensor t = zeros(Dtype::f32, {2, 2});
   EXPECT_THROW(ops::axpby(ctx, {.a = t.get(), .out = t.get()}), Error);
-  EXPECT_THROW(ops::sum_of_squares(ctx, t.get()), Error);
+  const OwnedTensor sum = zeros(Dtype::f64, {1});
+  EXPECT_THROW(ops::sum_of_squares(ctx, {.t = t.get(), .sum = sum.get()}), Error);
 }
 
 // One element, three steps, against the bias-corrected form of the paper:

@@ -173,8 +173,8 @@ double GoldenCase::reference_error(const std::string& run, const std::string& me
 gemma4::ForwardOutput run_forward(Gemma4ForConditionalGeneration& model,
                                   const gemma4::TextInputs& inputs,
                                   const gemma4::ForwardOptions& options) {
-  const gemma4::MemoryPlan plan = model.plan_forward(inputs, options);
-  Context ctx = Context::make(model.backend(), plan.activations, plan.scratch);
+  const MemoryPlan plan = model.plan_forward(inputs, options);
+  Context ctx = Context::make(model.backend(), plan);
   ctx.activations.set_poison(true);
   ctx.scratch.set_poison(true);
   return model.forward(ctx, inputs, options);
@@ -182,8 +182,8 @@ gemma4::ForwardOutput run_forward(Gemma4ForConditionalGeneration& model,
 
 double run_loss(Gemma4ForConditionalGeneration& model, const GoldenInputs& inputs,
                 const gemma4::LossOptions& options) {
-  const gemma4::MemoryPlan plan = model.plan_loss(inputs.text(), options);
-  Context ctx = Context::make(model.backend(), plan.activations, plan.scratch);
+  const MemoryPlan plan = model.plan_loss(inputs.text(), options);
+  Context ctx = Context::make(model.backend(), plan);
   ctx.activations.set_poison(true);
   ctx.scratch.set_poison(true);
   return model.loss(ctx, inputs.text(), inputs.labels.get(), options);

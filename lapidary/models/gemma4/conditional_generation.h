@@ -41,12 +41,6 @@ struct ForwardOutput {
   std::vector<OwnedTensor> hidden_states;  // L + 1: the input of each layer; last_hidden_state
 };
 
-// Bytes that a step of one shape needs; from a dry run of the same code on the meta backend.
-struct MemoryPlan {
-  int64_t activations = 0;
-  int64_t scratch = 0;
-};
-
 // What from_pretrained noticed.
 struct LoadReport {
   std::vector<std::string> warnings;

@@ -47,7 +47,8 @@ void adamw(Context&, const AdamWArgs& a) {
   });
 }
 
-double sum_of_squares(Context&, const ConstTensor& t) {
+void sum_of_squares(Context&, const SumOfSquaresArgs& a) {
+  const ConstTensor& t = a.t;
   constexpr int64_t kBatch = 256;  // pieces whose sums wait on the stack to be added in order
   const bool flat = t.contiguous();
   const ConstTensor view = flat ? t : t.rows();
@@ -69,7 +70,7 @@ double sum_of_squares(Context&, const ConstTensor& t) {
       for (int64_t i = 0; i < count; ++i) total += sums[i];
     }
   });
-  return total;
+  a.sum.as<double>()[0] += total;
 }
 
 }  // namespace lapidary::ops::cpu

@@ -40,7 +40,7 @@ void axpby(Context& ctx, const AxpbyArgs& a);
 void scale_by(Context& ctx, const ScaleByArgs& a);
 void fill_zero(Context& ctx, const Tensor& t);
 void adamw(Context& ctx, const AdamWArgs& a);
-double sum_of_squares(Context& ctx, const ConstTensor& t);
+void sum_of_squares(Context& ctx, const SumOfSquaresArgs& a);
 
 int64_t matmul_scratch_bytes(const MatmulArgs& a);
 int64_t rms_norm_scratch_bytes(const RmsNormArgs& a);

@@ -39,13 +39,14 @@ void adamw(Context&, const AdamWArgs& a) {
   with_scalar("adamw", a.param.dtype(), [&]<class T>(T) { run<T>(a); });
 }
 
-double sum_of_squares(Context&, const ConstTensor& t) {
+void sum_of_squares(Context&, const SumOfSquaresArgs& a) {
+  const ConstTensor& t = a.t;
   double sum = 0.0;
   with_scalar("sum_of_squares", t.dtype(), [&]<class T>(T) {
     const T* x = t.view({t.numel()}).as<T>();
     for (int64_t i = 0; i < t.numel(); ++i) sum += real_part(x[i] * x[i]);
   });
-  return sum;
+  a.sum.as<double>()[0] += sum;
 }
 
 }  // namespace lapidary::ops::ref

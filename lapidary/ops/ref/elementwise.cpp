@@ -1,5 +1,7 @@
 #include "lapidary/ops/elementwise.h"
 
+#include <cstring>
+
 #include "lapidary/ops/ref/ref.h"
 #include "lapidary/ops/ref/scalar.h"
 
@@ -36,6 +38,10 @@ void axpby(Context&, const AxpbyArgs& a) {
 
 void scale_by(Context&, const ScaleByArgs& a) {
   with_scalar("scale_by", a.a.dtype(), [&]<class T>(T) { run<T>(a); });
+}
+
+void fill_zero(Context&, const Tensor& t) {
+  std::memset(t.data(), 0, static_cast<size_t>(t.bytes()));
 }
 
 }  // namespace lapidary::ops::ref

@@ -39,7 +39,8 @@ void linear_cross_entropy(Context& ctx, const LinearCrossEntropyArgs& a);
 void softcap(Context& ctx, const SoftcapArgs& a);
 void axpby(Context& ctx, const AxpbyArgs& a);
 void scale_by(Context& ctx, const ScaleByArgs& a);
+void fill_zero(Context& ctx, const Tensor& t);
 void adamw(Context& ctx, const AdamWArgs& a);
-double sum_of_squares(Context& ctx, const ConstTensor& t);
+void sum_of_squares(Context& ctx, const SumOfSquaresArgs& a);
 
 }  // namespace lapidary::ops::ref

@@ -120,7 +120,7 @@ TEST(Arena, PoisonReadsAsNan) {
 }
 
 TEST(Arena, ContextsHaveTwo) {
-  Context ctx = Context::make(Backend::cpu, 256, 128);
+  Context ctx = Context::make(Backend::cpu, {256, 128});
   EXPECT_EQ(ctx.activations.capacity(), 256);
   EXPECT_EQ(ctx.scratch.capacity(), 128);
   EXPECT_THAT([&] { ctx.activations.alloc(Dtype::u8, {257}); },

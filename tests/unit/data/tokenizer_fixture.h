@@ -29,8 +29,7 @@ inline std::string read_text(const std::string& path) {
 // A folder of this process: tests run side by side. Ends in a slash; goes when the process ends.
 inline const std::string& own_folder() {
   struct Folder {
-    std::string path =
-        ::testing::TempDir() + "lapidary-data-" + std::to_string(::getpid()) + "/";
+    std::string path = ::testing::TempDir() + "lapidary-data-" + std::to_string(::getpid()) + "/";
     Folder() { std::filesystem::create_directories(path); }
     ~Folder() {
       std::error_code ignored;

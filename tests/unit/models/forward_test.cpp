@@ -24,7 +24,7 @@ class Forward : public ::testing::Test {
     return run_forward(model_, inputs, options);
   }
   std::string error_of(const TextInputs& inputs, const ForwardOptions& options = {}) {
-    Context ctx = Context::make(model_.backend(), 1 << 24, 1 << 24);
+    Context ctx = Context::make(model_.backend(), {1 << 24, 1 << 24});
     try {
       model_.forward(ctx, inputs, options);
     } catch (const Error& e) {
@@ -94,7 +94,7 @@ TEST_F(Forward, WrongShapesAreErrors) {
 
 TEST_F(Forward, LabelsMustFitTheInputs) {
   const OwnedTensor labels = zeros(Dtype::i64, {1, 11});
-  Context ctx = Context::make(model_.backend(), 1 << 24, 1 << 24);
+  Context ctx = Context::make(model_.backend(), {1 << 24, 1 << 24});
   EXPECT_THROW(model_.loss(ctx, {.input_ids = ids_}, labels.get(), {.backward = false}), Error);
 }
 
@@ -244,7 +244,7 @@ TEST_F(PerLayer, EmbeddingsNeedTheTablePartToo) {
   const TextInputs by_ids{.input_ids = row_.input_ids.get()};
   const ForwardOutput expected = run_forward(model_, by_ids, {.output_hidden_states = true});
   const ConstTensor embeds = expected.hidden_states[0].get();
-  Context ctx = Context::make(Backend::ref, 1 << 24, 1 << 24);
+  Context ctx = Context::make(Backend::ref, {1 << 24, 1 << 24});
   EXPECT_THROW(model_.forward(ctx, {.inputs_embeds = embeds}, {}), Error);
 
   const int64_t width = table().dim(1);
@@ -262,7 +262,7 @@ TEST_F(PerLayer, EmbeddingsNeedTheTablePartToo) {
 TEST_F(PerLayer, TheTablePartMustFit) {
   const OwnedTensor embeds = zeros(Dtype::f64, {1, 12, 40});
   const OwnedTensor narrow = zeros(Dtype::f64, {1, 12, table().dim(1) - 1});
-  Context ctx = Context::make(Backend::ref, 1 << 24, 1 << 24);
+  Context ctx = Context::make(Backend::ref, {1 << 24, 1 << 24});
   const TextInputs misshaped{.inputs_embeds = embeds.get(), .per_layer_inputs = narrow.get()};
   try {
     model_.forward(ctx, misshaped, {});

@@ -10,7 +10,7 @@
 namespace lapidary::test {
 namespace {
 
-using gemma4::MemoryPlan;
+using MemoryPlan;
 using gemma4::TextInputs;
 
 class MemoryPlans : public ::testing::TestWithParam<const char*> {
@@ -32,9 +32,7 @@ class MemoryPlans : public ::testing::TestWithParam<const char*> {
     }
     return out;
   }
-  static Context context(const MemoryPlan& plan) {
-    return Context::make(Backend::cpu, plan.activations, plan.scratch);
-  }
+  static Context context(const MemoryPlan& plan) { return Context::make(Backend::cpu, plan); }
   static void expect_exact(const Context& ctx, const MemoryPlan& plan) {
     EXPECT_EQ(ctx.activations.peak(), plan.activations);
     EXPECT_EQ(ctx.scratch.peak(), plan.scratch);

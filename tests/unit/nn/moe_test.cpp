@@ -47,8 +47,8 @@ TEST_F(Experts, CountEachTokenOncePerStep) {
 
 TEST_F(Experts, RoutingIsWithinBoundsAndDistinct) {
   const gemma4::TextInputs inputs = golden_.inputs.text();
-  const gemma4::MemoryPlan plan = model_.plan_forward(inputs);
-  Context ctx = Context::make(Backend::cpu, plan.activations, plan.scratch);
+  const MemoryPlan plan = model_.plan_forward(inputs);
+  Context ctx = Context::make(Backend::cpu, plan);
   model_.forward(ctx, inputs, {});
   const auto& routing = model_.last_pass().routing;
   ASSERT_EQ(routing.size(), 6U);

@@ -86,7 +86,7 @@ Call::Copies Call::copies(bool cpu) const {
 
 Call::Copies Call::run_cpu(const Run& run, int64_t scratch) const {
   Copies t = copies(true);
-  Context ctx = Context::make(Backend::cpu, 0, scratch);
+  Context ctx = Context::make(Backend::cpu, {0, scratch});
   ctx.scratch.set_poison(true);
   run(ctx, t.views);
   EXPECT_EQ(ctx.scratch.peak(), scratch) << "scratch memory differs from the dry run's";
@@ -100,7 +100,7 @@ void Call::compare(const Run& run, bool any_threads) const {
   run(meta, before.views);
   const Copies got = run_cpu(run, meta.scratch.peak());
   const Copies expected = copies(false);
-  Context ref = Context::make(Backend::ref, 0, int64_t{1} << 26);
+  Context ref = Context::make(Backend::ref, {0, int64_t{1} << 26});
   run(ref, expected.views);
   for (size_t n = 0; n < items_.size(); ++n) {
     const int i = static_cast<int>(n);

@@ -91,7 +91,7 @@ void check_backward(Dtype d, bool strided, const Size& s, const ops::MaskSpec& m
   const OwnedTensor q0 = rounded(qs, size), k0 = rounded(ks, size), v0 = rounded(ks, 1.0);
   const OwnedTensor o0 = poisoned(Dtype::f64, qs);
   const OwnedTensor lse0 = poisoned(Dtype::f64, {s.rows, s.heads, s.queries});
-  Context ref = Context::make(Backend::ref, 0, 1 << 24);
+  Context ref = Context::make(Backend::ref, {0, 1 << 24});
   ops::attention(ref, {.q = q0.get(),
                        .k = k0.get(),
                        .v = v0.get(),
@@ -195,7 +195,7 @@ TEST(CpuAttention, LargeScores) {
     }
     ops::MaskSpec mask;
     mask.query_offset = 599;
-    Context ctx = Context::make(Backend::cpu, 0, 1 << 24);
+    Context ctx = Context::make(Backend::cpu, {0, 1 << 24});
     ops::attention(
         ctx,
         {.q = q.get(), .k = k.get(), .v = v.get(), .mask = mask, .o = o.get(), .lse = lse.get()});

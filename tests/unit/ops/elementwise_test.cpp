@@ -103,7 +103,7 @@ TEST(CpuElementwise, SoftcapIsRelativelyExact) {
   }
   const OwnedTensor z = from_values(Dtype::f32, {1, static_cast<int64_t>(x.size())}, x);
   const OwnedTensor raw = cast(z.get(), Dtype::f64);
-  Context ctx = Context::make(Backend::cpu, 0, 0);
+  Context ctx = Context::make(Backend::cpu);
   ops::softcap(ctx, {.logits = z.get(), .softcap = 30.0});
   for (int64_t i = 0; i < z->numel(); ++i) {
     const double expected = 30.0 * std::tanh(at(raw.get(), i) / 30.0);
@@ -147,20 +147,26 @@ TEST(CpuAdamW, EqualsReference) {
   });
 }
 
+double sum_of_squares(Context& ctx, const ConstTensor& t) {
+  const OwnedTensor sum = zeros(Dtype::f64, {1});
+  ops::sum_of_squares(ctx, {.t = t, .sum = sum.get()});
+  return at(sum.get(), 0);
+}
+
 TEST(CpuElementwise, SumOfSquares) {
   Rng rng(146);
   for (const Dtype d : {Dtype::f32, Dtype::bf16}) {
     for (const Shape& shape : {Shape{0}, Shape{1}, Shape{3, 50001}, Shape{5000, 3}}) {
       const OwnedTensor t = random(d, shape, rng);
-      Context ctx = Context::make(Backend::cpu, 0, 0);
+      Context ctx = Context::make(Backend::cpu);
       double expected = 0.0;
       for (const double v : values(t.get())) expected += v * v;
-      const double got = ops::sum_of_squares(ctx, t.get());
+      const double got = sum_of_squares(ctx, t.get());
       // Sums of positive terms in double: within one rounding for each.
       EXPECT_NEAR(got, expected, 0x1p-53 * expected * static_cast<double>(t->numel()));
       if (shape.rank() < 2) continue;
       const Spread wide = spread(t.get());
-      EXPECT_NEAR(ops::sum_of_squares(ctx, wide.view), expected, 1e-11 * expected);
+      EXPECT_NEAR(sum_of_squares(ctx, wide.view), expected, 1e-11 * expected);
     }
   }
 }

@@ -49,7 +49,7 @@ TEST(CpuEmbedding, Backward) {
 }
 
 TEST(CpuEmbedding, RefusesForeignIds) {
-  Context ctx = Context::make(Backend::cpu, 0, 0);
+  Context ctx = Context::make(Backend::cpu);
   const OwnedTensor table = zeros(Dtype::f32, {4, 2}), y = zeros(Dtype::f32, {1, 2});
   for (const double id : {-1.0, 4.0, 1e15}) {
     const OwnedTensor ids = from_values(Dtype::i64, {1}, {id});

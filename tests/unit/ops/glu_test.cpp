@@ -89,7 +89,7 @@ TEST(CpuGeglu, WholeRange) {
   const OwnedTensor one = zeros(Dtype::f32, {1, n}), value = poisoned(Dtype::f32, {1, n});
   const OwnedTensor slope = poisoned(Dtype::f32, {1, n}), dup = poisoned(Dtype::f32, {1, n});
   fill(one.get(), 1.0);
-  Context ctx = Context::make(Backend::cpu, 0, 0);
+  Context ctx = Context::make(Backend::cpu);
   ops::geglu(ctx, {.gate = gate.get(), .up = one.get(), .h = value.get()});
   ops::geglu_bwd(ctx, {.dh = one.get(),
                        .gate = gate.get(),

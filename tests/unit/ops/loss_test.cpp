@@ -80,7 +80,7 @@ TEST(CpuLoss, EqualsReference) {
 OwnedTensor one_loss(const OwnedTensor& x, const OwnedTensor& w, double target) {
   OwnedTensor loss = zeros(Dtype::f64, {1});
   const OwnedTensor y = from_values(Dtype::i64, {1}, {target});
-  Context ctx = Context::make(Backend::cpu, 0, 1 << 20);
+  Context ctx = Context::make(Backend::cpu, {0, 1 << 20});
   ops::linear_cross_entropy(
       ctx, {.x = x.get(), .w = w.get(), .targets = y.get(), .softcap = 30.0, .loss = loss.get()});
   return loss;

@@ -72,7 +72,7 @@ TEST(Matmul, PlainLoopsEqualReference) {
         const OwnedTensor start = random(out_type, {m, n}, rng);
         const OwnedTensor expected = cast(start.get(), Dtype::f64);
         const OwnedTensor a64 = cast(a.get(), Dtype::f64), b64 = cast(b.get(), Dtype::f64);
-        Context ref = Context::make(Backend::ref, 0, 1 << 20);
+        Context ref = Context::make(Backend::ref, {0, 1 << 20});
         ops::matmul(ref, {.a = a64.get(),
                           .b = b64.get(),
                           .out = expected.get(),
@@ -110,7 +110,7 @@ TEST(Matmul, ManyShapesOnManyThreads) {
     for (int64_t n = 1; n <= 700; ++n) {
       const OwnedTensor a = random(Dtype::f32, {2, 3}, rng), b = random(Dtype::f32, {3, n}, rng);
       const OwnedTensor c = poisoned(Dtype::f32, {2, n});
-      Context ctx = Context::make(Backend::cpu, 0, 0);
+      Context ctx = Context::make(Backend::cpu);
       ops::matmul(ctx, {.a = a.get(), .b = b.get(), .out = c.get()});
       double sum = 0.0;
       for (int64_t l = 0; l < 3; ++l) sum += at(a.get(), 3 + l) * at(b.get(), l * n + n - 1);
@@ -126,7 +126,7 @@ TEST(Matmul, RefusesDoubles) {
   Rng rng(1);
   const OwnedTensor a = random(Dtype::f64, {70, 3}, rng);
   const OwnedTensor c = random(Dtype::f64, {70, 70}, rng);
-  Context ctx = Context::make(Backend::cpu, 0, 0);
+  Context ctx = Context::make(Backend::cpu);
   EXPECT_THROW(ops::matmul(ctx, {.a = a.get(), .b = a.get(), .out = c.get(), .trans_b = true}),
                Error);
 }

@@ -47,7 +47,7 @@ struct Layout {
     row_weight = zeros(Dtype::f64, {rows});
     pair_row = zeros(Dtype::i32, {s.tokens, s.top_k});
     const OwnedTensor valid = random_int(Dtype::u8, {s.tokens}, rng, 0, 2);
-    Context ctx = Context::make(Backend::ref, 0, 1 << 20);
+    Context ctx = Context::make(Backend::ref, {0, 1 << 20});
     ops::moe_sort(ctx, {.indices = indices.get(),
                         .weights = weights.get(),
                         .token_valid = drop ? valid.get() : Tensor(),
@@ -110,7 +110,7 @@ TEST(CpuMoe, SortRefusesForeignExperts) {
     const OwnedTensor weights = zeros(Dtype::f32, {1, 1}), counts = zeros(Dtype::i32, {2});
     const OwnedTensor offsets = zeros(Dtype::i32, {3}), row_token = zeros(Dtype::i32, {1});
     const OwnedTensor row_weight = zeros(Dtype::f32, {1}), pair_row = zeros(Dtype::i32, {1, 1});
-    Context ctx = Context::make(Backend::cpu, 0, 64);
+    Context ctx = Context::make(Backend::cpu, {0, 64});
     EXPECT_THROW(ops::moe_sort(ctx, {.indices = indices.get(),
                                      .weights = weights.get(),
                                      .align = 1,
@@ -220,7 +220,7 @@ TEST(CpuMoe, GroupedWeightGradient) {
 TEST(CpuMoe, GroupedRefusesBadSegments) {
   const OwnedTensor a = zeros(Dtype::f32, {4, 2}), b = zeros(Dtype::f32, {1, 2, 3});
   const OwnedTensor out = zeros(Dtype::f32, {4, 3}), counts = zeros(Dtype::i32, {1});
-  Context ctx = Context::make(Backend::cpu, 0, 0);
+  Context ctx = Context::make(Backend::cpu);
   for (const auto& [first, last] : {std::pair{0.0, 5.0}, {-1.0, 3.0}, {3.0, 2.0}}) {
     const OwnedTensor offsets = from_values(Dtype::i32, {2}, {first, last});
     EXPECT_THROW(ops::grouped_matmul(ctx, {.a = a.get(),

@@ -21,7 +21,7 @@ TEST(CpuRope, Table) {
   const OwnedTensor p = from_values(Dtype::i64, {6}, positions);
   const OwnedTensor f = from_values(Dtype::f64, {4}, freq);
   const OwnedTensor cos = poisoned(Dtype::f32, {6, 4}), sin = poisoned(Dtype::f32, {6, 4});
-  Context ctx = Context::make(Backend::cpu, 0, 0);
+  Context ctx = Context::make(Backend::cpu);
   ops::rope_table(ctx,
                   {.positions = p.get(), .inv_freq = f.get(), .cos = cos.get(), .sin = sin.get()});
   for (int64_t i = 0; i < 6; ++i) {

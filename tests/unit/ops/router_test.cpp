@@ -69,7 +69,7 @@ struct Routed {
         shares(poisoned(Dtype::f32, {s.tokens, s.top_k})),
         weights(poisoned(Dtype::f32, {s.tokens, s.top_k})) {}
   void run(bool select) const {
-    Context ctx = Context::make(Backend::cpu, 0, 1 << 24);
+    Context ctx = Context::make(Backend::cpu, {0, 1 << 24});
     ops::router(ctx, {.u = u.get(),
                       .scale = scale.get(),
                       .proj = proj.get(),
