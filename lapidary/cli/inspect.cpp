@@ -113,11 +113,12 @@ void print_memory(Gemma4ForConditionalGeneration& model, const Options& options)
 }
 
 void run(const Options& options) {
-  parse_backend(options.device);
   const Config config = gemma4::load_config(options.model);
   for (const std::string& warning : config.warnings) fmt::print(stderr, "warning: {}\n", warning);
   auto model = Gemma4ForConditionalGeneration::from_config(
-      config, {.dtype = parse_dtype(options.dtype), .backend = Backend::meta});
+      config, {.dtype = parse_dtype(options.dtype),
+               .backend = Backend::meta,
+               .target = parse_backend(options.device)});
   fmt::print("variant: {}\n", variant(config.text));
   print_parameters(model);
   print_layers(config.text);

@@ -11,10 +11,11 @@
 #include "lapidary/ops/norm.h"
 #include "lapidary/ops/rope.h"
 
-// One GPU, f32 and bf16: cuBLASLt for dense products, our own kernels for the rest. Operations issue
-// work to ctx.stream and return: none of them allocates, waits for the GPU or reads its memory.
-// Every sum has a fixed order: equal inputs give equal bits. *_scratch_bytes: what the operation
-// takes from ctx.scratch; they are in builds without CUDA too, so that any machine can plan a run.
+// One GPU, f32 and bf16: cuBLASLt for dense products, our own kernels for the rest. Operations
+// issue work to ctx.stream and return: none of them allocates, waits for the GPU or reads its
+// memory. Every sum has a fixed order: equal inputs give equal bits. *_scratch_bytes: what the
+// operation takes from ctx.scratch; they are in builds without CUDA too, so that any machine can
+// plan a run.
 namespace lapidary::ops::cuda {
 
 void matmul(Context& ctx, const MatmulArgs& a);
