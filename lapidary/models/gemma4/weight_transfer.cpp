@@ -15,7 +15,7 @@ WeightTransfer::~WeightTransfer() {
   if (ctx_.backend != Backend::cuda || pieces_[0].data() == nullptr) return;
   try {
     gpu::synchronize(ctx_.stream);  // before the pieces go
-  } catch (...) {  // the error was or will be reported by the work that met it
+  } catch (...) {                   // the error was or will be reported by the work that met it
   }
 }
 
