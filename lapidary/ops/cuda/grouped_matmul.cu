@@ -37,8 +37,8 @@ struct Product {
 // One unit of work. Expert by expert, column tile by column tile, row tiles fastest: blocks that
 // run together share the columns of a weight and the rows of an input in the L2 cache.
 struct alignas(16) Tile {
-  int expert;  // -1: there is no more work
-  int row, rows;
+  int expert;
+  int row, rows;  // 0 rows: there is no more work
   int column;
 };
 
@@ -59,45 +59,43 @@ class Loader {
         queue_(queue),
         stages_(stages),
         steps_((p.k + kDepth - 1) / kDepth),
-        total_(*p.row_tiles.total * p.column_tiles) {}
+        total_(*p.row_tiles.total * p.column_tiles),
+        a_(p.a),
+        b_(p.b) {}
 
   __device__ void start() {
     if (threadIdx.x == 0) publish(0, static_cast<int>(blockIdx.x), segment(blockIdx.x));
   }
 
-  // The next stage. Between two calls all threads of the block meet.
+  // The next stage; zeros when there is no more work. Between two calls all threads meet.
   __device__ __forceinline__ void load(int stage) {
     if (step_ == 0) begin_tile();
-    if (!done_) {
-      const int k = step_ * kDepth;
-      const uint32_t to = stages_ + static_cast<uint32_t>(stage * kStageBytes);
-      ATile::fill<kThreads, true>(to, a_ + k, p_.a_stride, rows_, p_.k - k);
-      if constexpr (kB == Dense::depth) {
-        BTile<kB>::template fill<kThreads, true>(to + kBytesA, b_ + k, p_.b_stride, columns_,
-                                                 p_.k - k);
-      } else {
-        BTile<kB>::template fill<kThreads, false>(to + kBytesA, b_ + k * p_.b_stride, p_.b_stride,
-                                                  p_.k - k, columns_);
-      }
-      if (threadIdx.x == 0) look_ahead();
-      if (++step_ == steps_) {
-        step_ = 0;
-        ++tile_;
-      }
+    if (threadIdx.x == 0 && rows_ > 0) look_ahead();
+    const int k = step_ * kDepth;
+    const uint32_t to = stages_ + static_cast<uint32_t>(stage * kStageBytes);
+    ATile::fill<kThreads>(to, a_ + k, p_.a_stride, rows_, p_.k - k);
+    if constexpr (kB == Dense::depth) {
+      BTile<kB>::template fill<kThreads>(to + kBytesA, b_ + k, p_.b_stride, columns_, p_.k - k);
+    } else {
+      BTile<kB>::template fill<kThreads>(to + kBytesA, b_ + k * p_.b_stride, p_.b_stride, p_.k - k,
+                                         columns_);
     }
     close_group();
+    if (++step_ == steps_) {
+      step_ = 0;
+      tile_ += rows_ > 0 ? 1 : 0;  // the end stays the end
+    }
   }
 
  private:
   __device__ __forceinline__ void begin_tile() {
     const Tile tile = queue_[tile_ % kQueue];
-    done_ = tile.expert < 0;
-    if (done_) return;
+    rows_ = tile.rows;
+    columns_ = tile.rows > 0 ? p_.n - tile.column : 0;
+    if (tile.rows == 0) return;
     a_ = p_.a + tile.row * p_.a_stride;
     b_ = p_.b + tile.expert * p_.b_expert +
          (kB == Dense::depth ? tile.column * p_.b_stride : tile.column);
-    rows_ = tile.rows;
-    columns_ = p_.n - tile.column;
   }
   // Three requests that depend on each other, each one stage after the other if there are so many.
   __device__ __forceinline__ void look_ahead() {
@@ -106,11 +104,11 @@ class Loader {
     if (step_ == steps_ - 1) publish(tile_ + 1, claimed_, claimed_segment_);
   }
   __device__ Segment segment(int index) const {
-    if (index >= total_) return {-1, 0, 0, 0};
+    if (index >= total_) return {};
     return p_.row_tiles.of_tile[index / p_.column_tiles];
   }
   __device__ void publish(int tile, int index, const Segment& s) {
-    queue_[tile % kQueue] = s.expert < 0 ? Tile{-1, 0, 0, 0} : tile_of(p_, s, index);
+    queue_[tile % kQueue] = s.rows == 0 ? Tile{} : tile_of(p_, s, index);
   }
 
   const Product& p_;
@@ -118,26 +116,25 @@ class Loader {
   uint32_t stages_;
   int steps_;
   int total_;
-  const device_bf16* a_ = nullptr;
-  const device_bf16* b_ = nullptr;
+  const device_bf16* a_;
+  const device_bf16* b_;
   int rows_ = 0, columns_ = 0;
   int tile_ = 0, step_ = 0;
-  bool done_ = false;
   int claimed_ = 0;
   Segment claimed_segment_{};
 };
 
 // Rounds and stores the sums of a warp, 16 bytes per lane.
 template <int kA>
-__device__ __forceinline__ void store(const Product& p, const Tile& tile, int warp_row,
-                                      int warp_column, float (&sum)[kA][8][4]) {
+__device__ __forceinline__ void store(const Product& p, const Tile& tile, int first_row,
+                                      int first_column, float (&sum)[kA][8][4]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int column = tile.column + warp_column + lane % 4 * 8;
+  const int column = tile.column + first_column + lane % 4 * 8;
 #pragma unroll
   for (int i = 0; i < kA; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = warp_row + 16 * i + 8 * half + lane / 4;
+      const int row = first_row + 16 * i + 8 * half + lane / 4;
       device_bf16* to = p.out + (tile.row + row) * p.out_stride + column;
 #pragma unroll
       for (int j = 0; j < 8; j += 4) {
@@ -157,15 +154,19 @@ __device__ __forceinline__ void store(const Product& p, const Tile& tile, int wa
   }
 }
 
+// The first of a warp's columns in a tile. Warps of four processors take turns: where the right
+// half of a tile lies beyond the matrix, each processor has one warp with work and one without.
+__device__ int warp_column() { return static_cast<int>(threadIdx.x) / 64 * kWarpColumns; }
+
 // A tile of up to 32 kA rows. Two warps share the rows, four the columns. Its first stage has
 // arrived and all threads have met. `stage` moves on to the first of the next tile.
 template <int kA, Dense kB>
 __device__ __forceinline__ void multiply_tile(const Product& p, const Tile& tile, uint32_t stages,
                                               int& stage, Loader<kB>& loader) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int warp_row = warp / 4 * 16 * kA, warp_column = warp % 4 * kWarpColumns;
-  const uint32_t a_lane = stages + ATile::lane_offset(lane, warp_row, true);
-  const uint32_t b_lane = stages + kBytesA + BTile<kB>::lane_offset(lane, warp_column, false);
+  const int row = warp % 2 * 16 * kA, column = warp_column();
+  const uint32_t a_lane = stages + ATile::lane_offset(lane, row, true);
+  const uint32_t b_lane = stages + kBytesA + BTile<kB>::lane_offset(lane, column, false);
   const auto at = [](int s) { return static_cast<uint32_t>(s * kStageBytes); };
   float sum[kA][8][4] = {};
   Fragments<ATile, BTile<kB>, kA, 4> fragments[2];
@@ -189,7 +190,22 @@ __device__ __forceinline__ void multiply_tile(const Product& p, const Tile& tile
     }
     stage = next;
   }
-  store<kA>(p, tile, warp_row, warp_column, sum);
+  store<kA>(p, tile, row, column, sum);
+}
+
+// The part of a warp without columns: as multiply_tile, but for the products.
+template <Dense kB>
+__device__ __forceinline__ void pass_tile(const Product& p, int& stage, Loader<kB>& loader) {
+  const int steps = (p.k + kDepth - 1) / kDepth;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    loader.load((stage + kStages - 1) % kStages);
+    if (step + 1 < steps) {
+      wait_for_groups<kStages - 2>();
+      __syncthreads();
+    }
+    stage = (stage + 1) % kStages;
+  }
 }
 
 template <Dense kB>
@@ -210,7 +226,11 @@ __global__ void __launch_bounds__(kThreads, 1) tiles_kernel(const __grid_constan
     wait_for_groups<kStages - 2>();
     __syncthreads();
     const Tile tile = queue[n % kQueue];
-    if (tile.expert < 0) break;
+    if (tile.rows == 0) break;
+    if (tile.column + warp_column() >= p.n) {
+      pass_tile<kB>(p, stage, loader);
+      continue;
+    }
     switch ((tile.rows + kGranule - 1) / kGranule) {
       case 1: multiply_tile<1, kB>(p, tile, stages, stage, loader); break;
       case 2: multiply_tile<2, kB>(p, tile, stages, stage, loader); break;
@@ -218,6 +238,7 @@ __global__ void __launch_bounds__(kThreads, 1) tiles_kernel(const __grid_constan
       default: multiply_tile<4, kB>(p, tile, stages, stage, loader); break;
     }
   }
+  wait_for_groups<0>();
 }
 
 template <bool kTransB, class T>

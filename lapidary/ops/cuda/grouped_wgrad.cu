@@ -101,11 +101,11 @@ __device__ __forceinline__ void load_stage(const Gradient<device_bf16>& g, const
   if (left > 0) {
     const uint32_t to = stages + static_cast<uint32_t>(step % kStages * kStageBytes);
     const int64_t row = work.first + done;
-    OperandRows::fill<kThreads, false>(to, g.dy + row * g.dy_stride + work.row, g.dy_stride, left,
-                                       static_cast<int>(min(g.n - work.row, int64_t{kTile})));
-    OperandRows::fill<kThreads, false>(to + OperandRows::kBytes,
-                                       g.x + row * g.x_stride + work.column, g.x_stride, left,
-                                       static_cast<int>(min(g.k - work.column, int64_t{kTile})));
+    OperandRows::fill<kThreads>(to, g.dy + row * g.dy_stride + work.row, g.dy_stride, left,
+                                static_cast<int>(min(g.n - work.row, int64_t{kTile})));
+    OperandRows::fill<kThreads>(to + OperandRows::kBytes, g.x + row * g.x_stride + work.column,
+                                g.x_stride, left,
+                                static_cast<int>(min(g.k - work.column, int64_t{kTile})));
   }
   close_group();
 }
