@@ -10,23 +10,10 @@
 #include "lapidary/ops/elementwise.h"
 #include "lapidary/ops/loss.h"
 #include "lapidary/ops/matmul.h"
+#include "lapidary/ops/random.h"
 
 namespace lapidary::gemma4 {
 namespace {
-
-void fill(Rng& rng, const Tensor& t, int64_t first, double mean, double deviation) {
-  for (int64_t i = 0; i < t.numel(); ++i) {
-    const double value =
-        i < first ? 0.0 : (deviation == 0.0 ? mean : mean + deviation * rng.normal());
-    switch (t.dtype()) {
-      case Dtype::f32: t.as<float>()[i] = static_cast<float>(value); break;
-      case Dtype::bf16: t.as<bf16>()[i] = bf16(static_cast<float>(value)); break;
-      case Dtype::f64: t.as<double>()[i] = value; break;
-      case Dtype::c128: t.as<std::complex<double>>()[i] = value; break;
-      default: fail("initialize_weights", std::string("cannot fill ") + name_of(t.dtype()));
-    }
-  }
-}
 
 // On the host.
 OwnedTensor copy_of(Context& ctx, const ConstTensor& t, const Shape& shape) {
@@ -126,12 +113,15 @@ void Gemma4ForConditionalGeneration::initialize_weights(uint64_t seed) {
 
 void Gemma4ForConditionalGeneration::initialize_parameter(Parameter& p, uint64_t seed) {
   const TextConfig& text = config().text;
-  Rng rng(seed, stream_of(p.name.c_str()));
+  Context ctx = Context::make(options_.backend);
   const bool ones = p.init == Init::ones;
-  fill(rng, p.value, 0, ones ? 1.0 : 0.0, ones ? 0.0 : text.initializer_range);
+  ops::fill_normal(ctx, {.t = p.value,
+                         .mean = ones ? 1.0 : 0.0,
+                         .deviation = ones ? 0.0 : text.initializer_range,
+                         .seed = seed,
+                         .stream = stream_of(p.name.c_str())});
   if (p.init == Init::normal_pad_row_zero) {
-    const Tensor row = p.value.slice(0, *text.pad_token_id, 1);
-    fill(rng, row, row.numel(), 0.0, 0.0);
+    ops::fill_zero(ctx, p.value.slice(0, *text.pad_token_id, 1));
   }
 }
 

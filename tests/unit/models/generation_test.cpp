@@ -121,8 +121,9 @@ TEST_F(Generate, SlidingLayersHoldTheirWindowOnly) {
   };
   EXPECT_THROW(append(0, 100), Error);
   append(5, kTokens);
+  Context ctx;
   for (int64_t t = 0; t < 500; ++t) {
-    cache.begin_step(1);
+    cache.begin_step(ctx, 1);
     append(0, 1);
     EXPECT_GE(cache.first_key(LayerType::sliding_attention), 0);
   }

@@ -10,7 +10,6 @@
 namespace lapidary::test {
 namespace {
 
-using MemoryPlan;
 using gemma4::TextInputs;
 
 class MemoryPlans : public ::testing::TestWithParam<const char*> {
