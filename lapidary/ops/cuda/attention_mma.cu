@@ -106,14 +106,12 @@ __global__ void __launch_bounds__(kThreads, 1) forward(const __grid_constant__ P
                                       reinterpret_cast<int*>(shared_memory + S::kRoom));
   const int first_tile = look.first / S::kKeys;
   const int tiles = (look.last + S::kKeys - 1) / S::kKeys - first_tile;
-  const device_bf16* k = p.k.at(b, head / p.ratio);
-  const device_bf16* v = p.v.at(b, head / p.ratio);
   // Step 2 j uses the keys of tile j, step 2 j + 1 its values.
   const auto fetch = [&](int step) {
     if (step < 2 * tiles) {
-      load_tile<D, S::kKeys>(ring + step % S::kStages * S::kTileBytes, step % 2 == 0 ? k : v,
-                             step % 2 == 0 ? p.k.token : p.v.token,
-                             (first_tile + step / 2) * S::kKeys, p.mask.keys);
+      const Heads<const device_bf16>& from = step % 2 == 0 ? p.k : p.v;
+      load_tile<D, S::kKeys>(ring + step % S::kStages * S::kTileBytes, from.at(b, head / p.ratio),
+                             from.token, (first_tile + step / 2) * S::kKeys, p.mask.keys);
     }
     commit_copies();
   };

@@ -30,7 +30,7 @@ inline bool in_sixteens(const ConstTensor& t) {
   return t.stride(3) == 1 && t.stride(0) % 8 == 0 && t.stride(1) % 8 == 0 && t.stride(2) % 8 == 0 &&
          aligned16(t.data());
 }
-// Whether the kernels take these shapes.
+// Whether the kernels take these shapes: their numbers of blocks and steps are ints.
 inline bool shapes_fit(const ConstTensor& q, const ConstTensor& k) {
   constexpr int64_t kMost = int64_t{1} << 30;
   const int64_t size = q.dim(3);
@@ -86,7 +86,8 @@ __host__ __device__ constexpr uint32_t by_columns(int lane) {
   return chunk_offset<kColumns>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 }
 
-// Rows [first, first + kRows) of a matrix to shared memory; rows from `limit` on are zero.
+// Rows [first, first + kRows) of a matrix to shared memory; rows from `limit` on are zero, and
+// their addresses are formed but not read.
 template <int kColumns, int kRows>
 __device__ void load_tile(uint32_t tile, const device_bf16* rows, int64_t stride, int first,
                           int limit) {
@@ -94,13 +95,11 @@ __device__ void load_tile(uint32_t tile, const device_bf16* rows, int64_t stride
   static_assert(kRows % kStep == 0);
   const int chunk = static_cast<int>(threadIdx.x) % kChunks;
   const int top = static_cast<int>(threadIdx.x) / kChunks;
-  const device_bf16* from = rows + chunk * 8;
+  const device_bf16* from = rows + (first + top) * stride + chunk * 8;
 #pragma unroll
-  for (int i = 0; i < kRows / kStep; ++i) {
-    const int r = top + i * kStep;
-    const bool valid = first + r < limit;
-    copy_async16(tile + chunk_offset<kColumns>(r, chunk),
-                 valid ? from + (first + r) * stride : from, valid);
+  for (int r = 0; r < kRows; r += kStep) {
+    copy_async16(tile + chunk_offset<kColumns>(top + r, chunk), from, first + top + r < limit);
+    from += kStep * stride;
   }
 }
 
@@ -108,7 +107,7 @@ __device__ void load_tile(uint32_t tile, const device_bf16* rows, int64_t stride
 template <int kColumns, int kM, int kN>
 __device__ void add_rows_by_rows(float (&acc)[kM][kN][4], uint32_t a, uint32_t b, int lane) {
   const uint32_t a_lane = by_rows<kColumns>(lane), b_lane = by_columns<kColumns>(lane);
-#pragma unroll 4
+#pragma unroll 8
   for (uint32_t column = 0; column < kColumns; column += 16) {
     uint32_t left[kM][4];
 #pragma unroll

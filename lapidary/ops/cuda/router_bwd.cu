@@ -13,6 +13,7 @@ constexpr int kThreads = 256;
 constexpr int kPairThreads = 128;
 constexpr int kWarps = kThreads / 32;
 constexpr int kColumns = 128;  // of a block of expert_sums_kernel: a quad per lane
+constexpr int kBatch = 8;      // rows that are on their way to a thread at a time
 constexpr unsigned kWarp = 0xffffffffU;
 constexpr int64_t kMaxSharedBytes = 96 * 1024;
 
@@ -79,9 +80,17 @@ __device__ float4 normed_gradient(const InputArgs<U, T>& a, const int* experts,
                                   const float* dlogits, int64_t column) {
   const int64_t left = a.hidden - column;
   float4 sum = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-#pragma unroll 8
-  for (int k = 0; k < a.top_k; ++k) {
-    sum = add_scaled(sum, dlogits[k], load_quad<kQuads>(a.proj.at(experts[k], column), left));
+  for (int k = 0; k < a.top_k; k += kBatch) {
+    typename Quad<T>::Raw raw[kBatch];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const bool there = k + j < a.top_k;
+      raw[j] = load_raw<kQuads>(a.proj.at(there ? experts[k + j] : 0, column), there ? left : 0);
+    }
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      if (k + j < a.top_k) sum = add_scaled(sum, dlogits[k + j], Quad<T>::widen(raw[j]));
+    }
   }
   return sum * load_quad<kQuads>(a.scale.at(0, column), left);
 }
@@ -139,7 +148,6 @@ struct SumArgs {
 // lane: every kWarps-th batch of 32 rows.
 template <bool kQuads, class U, class T>
 __device__ float4 part_of_sum(const SumArgs<U, T>& a, int begin, int end, int64_t column) {
-  constexpr int kBatch = 8;  // rows that are on their way at a time
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t left = a.hidden - column;
   float4 sum = make_float4(0.0F, 0.0F, 0.0F, 0.0F);

@@ -211,6 +211,21 @@ TEST(CpuAttention, RowsThatSeeNothing) {
   check({1, 12, 0, 2, 1, 8}, kFull, 0, kGoogle, rng);
 }
 
+// The head sizes that a GPU has its own path for, with partial tiles on every side.
+TEST(CpuAttention, LargeHeads) {
+  Rng rng(196);
+  check({1, 140, 140, 1, 1, 64}, kFull, 0, kGoogle, rng);
+  check({1, 140, 160, 1, 1, 128}, kSliding, 70, kGoogle, rng);
+  check({1, 20, 50, 1, 1, 128}, kDense, 0, kGoogle, rng);
+  check({1, 130, 150, 1, 1, 256}, kSliding, 40, kGoogle, rng);
+  check({1, 40, 100, 1, 1, 256}, kValid | kDocs, 0, kGoogle, rng);
+  check({1, 10, 66, 1, 1, 256}, kValid | kBlind, 0, kGoogle, rng);
+  check({1, 66, 70, 1, 1, 512}, kFull, 0, kGoogle, rng);
+  check({1, 4, 70, 8, 1, 512}, kValid | kDocs | kBlocks | kSliding, 30,
+        ops::ImageRule::transformers_5_5, rng);
+  check({1, 10, 40, 2, 1, 512}, kBlocks, 0, ops::ImageRule::transformers_5_8, rng);
+}
+
 // Scores that differ by hundreds: the largest alone counts, nothing overflows.
 TEST(CpuAttention, LargeScores) {
   for (const Dtype d : {Dtype::f32, Dtype::bf16}) {
