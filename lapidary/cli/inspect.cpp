@@ -114,7 +114,6 @@ void print_memory(Gemma4ForConditionalGeneration& model, const Options& options)
 }
 
 void run(const Options& options) {
-  parse_backend(options.device);
   const Config config = gemma4::load_config(options.model);
   if (options.print_config) {
     fmt::print("{}", config.json);
@@ -122,7 +121,9 @@ void run(const Options& options) {
   }
   for (const std::string& warning : config.warnings) fmt::print(stderr, "warning: {}\n", warning);
   auto model = Gemma4ForConditionalGeneration::from_config(
-      config, {.dtype = parse_dtype(options.dtype), .backend = Backend::meta});
+      config, {.dtype = parse_dtype(options.dtype),
+               .backend = Backend::meta,
+               .target = parse_backend(options.device)});
   fmt::print("variant: {}\n", variant(config.text));
   print_parameters(model);
   print_layers(config.text);

@@ -11,7 +11,7 @@ namespace lapidary {
 enum class Backend { cpu, ref, cuda, meta, pinned };
 
 const char* name_of(Backend backend);
-// "cpu" or "cuda", as users write it. Errors: another name; cuda where there is no GPU to use.
+// "cpu" or "cuda", as users write it. Error: another name.
 Backend parse_backend(const std::string& text);
 inline bool on_host(Backend backend) { return backend == Backend::cpu || backend == Backend::ref; }
 

@@ -5,9 +5,9 @@
 
 struct CUstream_st;  // what a cudaStream_t points to
 
-// One GPU through the CUDA runtime, which is linked statically: the program starts anywhere. A build
-// without CUDA, or a machine without a GPU, answers unavailable() and throws Error from the rest.
-// All work is issued to one stream, in program order.
+// One GPU through the CUDA runtime, which is linked statically: the program starts anywhere. A
+// build without CUDA, or a machine without a GPU, answers unavailable() and throws Error from the
+// rest. All work is issued to one stream, in program order.
 namespace lapidary::gpu {
 
 using Stream = CUstream_st*;

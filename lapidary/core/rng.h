@@ -4,12 +4,12 @@
 
 namespace lapidary {
 
-// Counter-based random numbers (Philox4x32-10, Salmon et al., "Parallel random numbers: as easy
-// as 1, 2, 3", SC 2011): the value depends on seed, stream and counter alone, never on order or
-// on the number of threads or ranks.
+// Counter-based random numbers (core/philox.h): the value depends on seed, stream and counter
+// alone, never on order or on the number of threads or ranks.
 class Rng {
  public:
-  explicit Rng(uint64_t seed, uint64_t stream = 0) : seed_(seed), stream_(stream) {}
+  explicit Rng(uint64_t seed, uint64_t stream = 0, uint64_t counter = 0)
+      : seed_(seed), stream_(stream), counter_(counter) {}
 
   uint64_t bits();           // 64 uniform bits
   double uniform();          // [0, 1)
@@ -20,7 +20,7 @@ class Rng {
  private:
   uint64_t seed_;
   uint64_t stream_;
-  uint64_t counter_ = 0;
+  uint64_t counter_;
 };
 
 // Stream number of a name (64-bit FNV-1a), so that a tensor's initial values depend on its name

@@ -23,7 +23,7 @@ class KeyValueCache {
 
   int64_t first() const { return first_; }  // index in the row of the first key held
   // Before a step of `count` tokens: forgets what need not be kept, if room is short.
-  void make_room(int64_t count);
+  void make_room(Context& ctx, int64_t count);
   // Appends k, v [B, S, G, D] and returns all keys held, the new ones included.
   KeyValues append(Context& ctx, const KeyValues& fresh);
 

@@ -1,7 +1,7 @@
 #include <algorithm>
-#include <cstring>
 
 #include "lapidary/core/error.h"
+#include "lapidary/core/transfer.h"
 #include "lapidary/nn/attention.h"
 
 namespace lapidary::nn {
@@ -24,24 +24,22 @@ KeyValues KeyValueCache::append(Context& ctx, const KeyValues& fresh) {
     fail("generate", "the cache holds " + std::to_string(k_->dim(1)) + " tokens, " +
                          std::to_string(length_ + count) + " are needed");
   }
-  if (ctx.backend != Backend::meta) {
-    const auto bytes = static_cast<size_t>(count * token_bytes(fresh.k));
-    for (int64_t b = 0; b < fresh.k.dim(0); ++b) {
-      std::memcpy(at(k_.get(), b, length_), at(fresh.k, b, 0), bytes);
-      std::memcpy(at(v_.get(), b, length_), at(fresh.v, b, 0), bytes);
-    }
+  const int64_t bytes = count * token_bytes(fresh.k);
+  for (int64_t b = 0; b < fresh.k.dim(0) && k_->data() != nullptr; ++b) {
+    copy_bytes(ctx, at(k_.get(), b, length_), at(fresh.k, b, 0), bytes);
+    copy_bytes(ctx, at(v_.get(), b, length_), at(fresh.v, b, 0), bytes);
   }
   length_ += count;
   return {k_->slice(1, 0, length_), v_->slice(1, 0, length_)};
 }
 
-void KeyValueCache::make_room(int64_t count) {
+void KeyValueCache::make_room(Context& ctx, int64_t count) {
   const int64_t surplus = length_ - keep_;
   if (surplus <= 0 || length_ + count <= k_->dim(1)) return;
-  const auto bytes = static_cast<size_t>(keep_ * token_bytes(k_.get()));
+  const int64_t bytes = keep_ * token_bytes(k_.get());
   for (int64_t b = 0; b < k_->dim(0) && k_->data() != nullptr; ++b) {
-    std::memmove(at(k_.get(), b, 0), at(k_.get(), b, surplus), bytes);
-    std::memmove(at(v_.get(), b, 0), at(v_.get(), b, surplus), bytes);
+    copy_bytes(ctx, at(k_.get(), b, 0), at(k_.get(), b, surplus), bytes);
+    copy_bytes(ctx, at(v_.get(), b, 0), at(v_.get(), b, surplus), bytes);
   }
   length_ = keep_;
   first_ += surplus;

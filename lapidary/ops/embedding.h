@@ -16,7 +16,8 @@ struct EmbeddingArgs {
 void embedding(Context& ctx, const EmbeddingArgs& args);
 
 // dtable[ids[t]] += scale dy[t] for every token with ids[t] != skip_id (which need not be a row).
-//   dtable [V, D] in accumulate_dtype. Errors: other ids outside the table.
+//   dtable [V, D] in accumulate_dtype. Errors: other ids outside the table (on a GPU, which cannot
+//   report them, they are skipped).
 struct EmbeddingBwdArgs {
   ConstTensor ids;
   ConstTensor dy;

@@ -8,7 +8,7 @@
 namespace lapidary::ops {
 int64_t row_alignment(const Context& ctx) {
   // 16 rows: few enough distinct products that their kernels stay cached (docs/adr/0004).
-  return ctx.backend == Backend::ref ? 1 : 16;
+  return ctx.target == Backend::ref ? 1 : 16;
 }
 
 namespace {

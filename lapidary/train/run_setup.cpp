@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "lapidary/core/error.h"
+#include "lapidary/core/gpu.h"
 
 namespace lapidary {
 namespace {
@@ -56,6 +57,9 @@ Config recipe_config(const Recipe& recipe) {
 
 Gemma4ForConditionalGeneration build_model(const Recipe& recipe) {
   const Config config = recipe_config(recipe);
+  if (const std::string why = gpu::unavailable(); recipe.device == "cuda" && !why.empty()) {
+    fail(recipe.where("device"), "cuda can't be used: " + why, "use device: cpu");
+  }
   const gemma4::ModelOptions options{.dtype = weights_dtype(recipe, config),
                                      .backend = parse_backend(recipe.device),
                                      .parallel = {.tp = recipe.mesh.tp_size,

@@ -1,10 +1,12 @@
 #include "lapidary/train/trace.h"
 
 #include <algorithm>
+#include <deque>
 #include <map>
 
 #include "lapidary/checkpoint/safetensors.h"
 #include "lapidary/core/error.h"
+#include "lapidary/core/transfer.h"
 
 namespace lapidary {
 namespace {
@@ -89,7 +91,15 @@ class Tracer {
   }
 
  private:
+  // t lies in the memory of the model's backend, and outlives the call on the host backends only.
   void add(const std::string& name, const ConstTensor& t, const Shape& shape) {
+    if (!on_host(model_.backend())) {
+      fetched_.push_back(to_host(model_.backend(), t));
+      return add_host(name, fetched_.back().get(), shape);
+    }
+    add_host(name, t, shape);
+  }
+  void add_host(const std::string& name, const ConstTensor& t, const Shape& shape) {
     const bool integer = t.dtype() == Dtype::i32 || t.dtype() == Dtype::i64;
     const Dtype target =
         integer ? t.dtype() : (options_.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32);
@@ -103,10 +113,10 @@ class Tracer {
     const MemoryPlan plan = model_.plan_forward(inputs, want);
     forward_context_ = Context::make(model_.backend(), plan);
     forward_ = model_.forward(forward_context_, inputs, want);
-    add("logits", forward_.logits.get(), forward_.logits->shape());
+    add_host("logits", forward_.logits.get(), forward_.logits->shape());
     for (size_t i = 0; i < forward_.hidden_states.size(); ++i) {
       const Tensor& x = forward_.hidden_states[i].get();
-      add("hidden_states." + std::to_string(i), x, x.shape());
+      add_host("hidden_states." + std::to_string(i), x, x.shape());
     }
     const auto& routing = model_.last_pass().routing;
     for (size_t i = 0; i < routing.size() && routing[i].decided; ++i) {
@@ -143,6 +153,7 @@ class Tracer {
   Context forward_context_;  // the routing that is written lies in its arena
   gemma4::ForwardOutput forward_;
   double mean_loss_ = 0.0;
+  std::deque<OwnedTensor> fetched_;  // from a GPU
   std::vector<TensorSource> out_;
 };
 

@@ -200,7 +200,7 @@ TrainRecord Trainer::train_step(const std::vector<Batch>& batches) {
       1.0 / static_cast<double>(std::max<int64_t>(record.num_label_tokens, 1));
 
   model_.zero_gradients(ctx_);
-  model_.language_model().reset_expert_loads();
+  model_.language_model().reset_expert_loads(ctx_);
   for (const Batch& batch : batches) {
     record.loss += model_.loss(ctx_, text_inputs(batch), label_tensor(batch),
                                {.policy = recipe_.recompute, .grad_scale = grad_scale});

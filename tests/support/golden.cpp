@@ -8,6 +8,7 @@
 #include "lapidary/checkpoint/json.h"
 #include "lapidary/checkpoint/safetensors.h"
 #include "lapidary/core/error.h"
+#include "lapidary/core/transfer.h"
 #include "lapidary/train/optimizer.h"
 #include "tests/support/tensors.h"
 
@@ -159,7 +160,7 @@ GoldenCase::GoldenCase(const std::string& case_name)
 Gemma4ForConditionalGeneration GoldenCase::model(Dtype dtype) const {
   const bool reference = dtype == Dtype::f64 || dtype == Dtype::c128;
   return Gemma4ForConditionalGeneration::from_pretrained(
-      directory, {.dtype = dtype, .backend = reference ? Backend::ref : Backend::cpu});
+      directory, {.dtype = dtype, .backend = reference ? Backend::ref : test_backend()});
 }
 
 double GoldenCase::reference_error(const std::string& run, const std::string& metric) const {
@@ -192,7 +193,7 @@ double run_loss(Gemma4ForConditionalGeneration& model, const GoldenInputs& input
 Gradients copy_gradients(Gemma4ForConditionalGeneration& model) {
   Gradients out;
   model.for_each_parameter([&](Parameter& p) {
-    if (p.grad.defined()) out.emplace(p.name, cast(p.grad, p.grad.dtype()));
+    if (p.grad.defined()) out.emplace(p.name, to_host(model.backend(), p.grad));
   });
   return out;
 }
@@ -211,8 +212,7 @@ Trajectory run_training(Gemma4ForConditionalGeneration& model, const TensorFile&
   std::vector<Parameter*> parameters;
   model.for_each_parameter([&](Parameter& p) { parameters.push_back(&p); });
   AdamW optimizer(model.backend(), {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8}, parameters);
-  Context ctx;
-  ctx.backend = model.backend();
+  Context ctx = Context::make(model.backend());
   Trajectory out;
   for (int64_t step = 0; step < steps; ++step) {
     const GoldenInputs batch = GoldenInputs::from(train, "batch" + std::to_string(step % 4) + ".");

@@ -1,6 +1,7 @@
 #include "tests/support/tensors.h"
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 #include "lapidary/core/error.h"
@@ -32,6 +33,11 @@ double difference(std::complex<double> a, std::complex<double> b) {
 }
 
 }  // namespace
+
+Backend test_backend() {
+  const char* device = std::getenv("LAPIDARY_TEST_DEVICE");
+  return device == nullptr ? Backend::cpu : parse_backend(device);
+}
 
 OwnedTensor zeros(Dtype dtype, const Shape& shape) { return {Backend::cpu, dtype, shape}; }
 

@@ -11,6 +11,9 @@
 // Every function takes views with any strides; what is made here is contiguous and on the host.
 namespace lapidary::test {
 
+// The backend that f32 and bf16 tests run on: cpu, or cuda when LAPIDARY_TEST_DEVICE says so.
+Backend test_backend();
+
 // Zero-filled.
 OwnedTensor zeros(Dtype dtype, const Shape& shape);
 // Filled with bytes 0xff: NaN in every float type, -1 in the signed integers. For outputs, so that

@@ -63,7 +63,8 @@ void* allocate(int64_t bytes) {
   if (bytes == 0) return nullptr;
   void* memory = nullptr;
   ++allocations;
-  check(cudaMalloc(&memory, size(bytes)), ("GPU memory, " + std::to_string(bytes >> 20) + " MiB").c_str());
+  check(cudaMalloc(&memory, size(bytes)),
+        ("GPU memory, " + std::to_string(bytes >> 20) + " MiB").c_str());
   check(cudaMemset(memory, 0, size(bytes)), "cudaMemset");
   Ledger& all = ledger();
   const std::lock_guard lock(all.mutex);

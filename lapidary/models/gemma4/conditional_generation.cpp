@@ -2,9 +2,11 @@
 
 #include <complex>
 #include <numeric>
+#include <set>
 
 #include "lapidary/core/error.h"
 #include "lapidary/core/rng.h"
+#include "lapidary/core/transfer.h"
 #include "lapidary/ops/elementwise.h"
 #include "lapidary/ops/loss.h"
 #include "lapidary/ops/matmul.h"
@@ -26,19 +28,20 @@ void fill(Rng& rng, const Tensor& t, int64_t first, double mean, double deviatio
   }
 }
 
-OwnedTensor copy_of(const ConstTensor& t, const Shape& shape) {
+// On the host.
+OwnedTensor copy_of(Context& ctx, const ConstTensor& t, const Shape& shape) {
   OwnedTensor out(Backend::cpu, t.dtype(), shape);
-  Context ctx;
-  ops::fill_zero(ctx, out.get());
-  std::copy_n(static_cast<const char*>(t.data()), t.bytes(), static_cast<char*>(out->data()));
+  download(ctx, t, out->view(t.shape()));
   return out;
 }
+
+bool has_gradient(const Parameter& p) { return p.trainable && !p.buffer; }
 
 }  // namespace
 
 Gemma4ForConditionalGeneration::Gemma4ForConditionalGeneration(const Config& config,
                                                                const ModelOptions& options)
-    : options_(options), text_(std::make_unique<Gemma4TextModel>(config)) {
+    : options_(options), text_(std::make_unique<Gemma4TextModel>(config, options.backend)) {
   check_parallel(config, options.parallel);
   const bool reference = options.dtype == Dtype::f64 || options.dtype == Dtype::c128;
   const bool meta = options.backend == Backend::meta;
@@ -146,22 +149,83 @@ Parameter& Gemma4ForConditionalGeneration::parameter(const std::string& name) {
   return *found;
 }
 
-void Gemma4ForConditionalGeneration::zero_gradients() {
-  Context ctx;
-  ctx.backend = options_.backend;
-  zero_gradients(ctx);
+void Gemma4ForConditionalGeneration::zero_gradients(GradientBuffers buffers) {
+  Context ctx = Context::make(options_.backend);
+  zero_gradients(ctx, buffers);
 }
 
-void Gemma4ForConditionalGeneration::zero_gradients(Context& ctx) {
-  for_each_parameter([&](Parameter& p) {
-    if (p.buffer || !p.trainable) return;
-    if (!p.grad.defined()) {
-      gradients_.emplace_back(options_.backend, accumulate_dtype(options_.dtype), p.shape);
-      p.grad = gradients_.back().get();
-    } else {
-      ops::fill_zero(ctx, p.grad);
-    }
+void Gemma4ForConditionalGeneration::zero_gradients(Context& ctx, GradientBuffers buffers) {
+  if (gradients_.empty()) return allocate_gradients(buffers);
+  for (const OwnedTensor& gradient : gradients_) ops::fill_zero(ctx, gradient.get());
+}
+
+std::vector<Parameter*> Gemma4ForConditionalGeneration::layer_parameters(int64_t layer) {
+  std::vector<Parameter*> out;
+  text_->visit_layer(layer, [&](Parameter& p) {
+    if (has_gradient(p)) out.push_back(&p);
   });
+  return out;
+}
+
+std::vector<Parameter*> Gemma4ForConditionalGeneration::other_parameters() {
+  std::set<const Parameter*> of_layers;
+  for (int64_t i = 0; i < config().text.num_hidden_layers; ++i) {
+    text_->visit_layer(i, [&](Parameter& p) { of_layers.insert(&p); });
+  }
+  std::vector<Parameter*> out;
+  for_each_parameter([&](Parameter& p) {
+    if (has_gradient(p) && !of_layers.contains(&p)) out.push_back(&p);
+  });
+  return out;
+}
+
+void Gemma4ForConditionalGeneration::allocate_gradients(GradientBuffers buffers) {
+  const Dtype acc = accumulate_dtype(options_.dtype);
+  const auto own = [&](Parameter& p) {
+    if (!has_gradient(p) || p.grad.defined()) return;
+    gradients_.emplace_back(options_.backend, acc, p.shape);
+    p.grad = gradients_.back().get();
+  };
+  if (buffers == GradientBuffers::whole) return for_each_parameter(own);
+  constexpr int64_t kSpacing = 64;  // elements: every gradient starts on a whole cache line
+  const auto room = [](const Parameter& p) {
+    return (p.shape.numel() + kSpacing - 1) / kSpacing * kSpacing;
+  };
+  int64_t largest = 0;
+  for (int64_t i = 0; i < config().text.num_hidden_layers; ++i) {
+    int64_t sum = 0;
+    for (const Parameter* p : layer_parameters(i)) sum += room(*p);
+    largest = std::max(largest, sum);
+  }
+  layer_gradients_ = OwnedTensor(options_.backend, acc, {largest});
+  for (int64_t i = 0; i < config().text.num_hidden_layers; ++i) {
+    int64_t at = 0;
+    for (Parameter* p : layer_parameters(i)) {
+      p->grad = layer_gradients_->slice(0, at, p->shape.numel()).view(p->shape);
+      at += room(*p);
+    }
+  }
+  for (Parameter* p : other_parameters()) own(*p);
+}
+
+int64_t Gemma4ForConditionalGeneration::gradient_bytes() const {
+  int64_t bytes = layer_gradients_->bytes();
+  for (const OwnedTensor& gradient : gradients_) bytes += gradient->bytes();
+  return bytes;
+}
+
+Gemma4TextModel::LayerHooks Gemma4ForConditionalGeneration::layer_hooks(
+    Context& ctx, const LossOptions& options) {
+  Gemma4TextModel::LayerHooks hooks;
+  if (layer_gradients_->defined()) {
+    hooks.before = [this, &ctx](int64_t) { ops::fill_zero(ctx, layer_gradients_.get()); };
+  }
+  if (options.on_gradients) {
+    hooks.after = [this, &ctx, &options](int64_t i) {
+      options.on_gradients(ctx, layer_parameters(i));
+    };
+  }
+  return hooks;
 }
 
 const Parameter& Gemma4ForConditionalGeneration::head() const {
@@ -170,13 +234,25 @@ const Parameter& Gemma4ForConditionalGeneration::head() const {
 
 void Gemma4ForConditionalGeneration::head_logits(Context& ctx, const ConstTensor& hidden,
                                                  const Tensor& logits) const {
-  ops::matmul(ctx, {.a = hidden, .b = head().value, .out = logits, .trans_b = true});
-  ops::softcap(ctx, {.logits = logits, .softcap = config().text.final_logit_softcapping});
+  const auto compute = [&](const ConstTensor& rows, const Tensor& out) {
+    ops::matmul(ctx, {.a = rows, .b = head().value, .out = out, .trans_b = true});
+    ops::softcap(ctx, {.logits = out, .softcap = config().text.final_logit_softcapping});
+  };
+  if (on_host(ctx.target)) return compute(hidden, logits);
+  constexpr int64_t kRows = 256;
+  for (int64_t first = 0; first < hidden.dim(0); first += kRows) {
+    const ArenaScope scope(ctx.scratch);
+    const int64_t count = std::min(kRows, hidden.dim(0) - first);
+    const Tensor part = ctx.scratch.alloc(logits.dtype(), {count, logits.dim(1)});
+    compute(hidden.slice(0, first, count), part);
+    download(ctx, part, logits.slice(0, first, count));
+  }
 }
 
 ForwardOutput Gemma4ForConditionalGeneration::forward(Context& ctx, const TextInputs& inputs,
                                                       const ForwardOptions& options) {
   const ArenaScope scope(ctx.activations);
+  const ArenaScope staging(ctx.staging);
   const bool meta = ctx.backend == Backend::meta;
   const int64_t rows = inputs.rows();
   const int64_t cols = inputs.cols();
@@ -185,11 +261,11 @@ ForwardOutput Gemma4ForConditionalGeneration::forward(Context& ctx, const TextIn
       ctx, inputs, {.policy = nn::Recompute::block, .image_rule = options.image_rule}, pass_);
 
   ForwardOutput out;
-  if (!meta) out.last_hidden_state = copy_of(hidden, {rows, cols, width});
+  if (!meta) out.last_hidden_state = copy_of(ctx, hidden, {rows, cols, width});
   for (const Tensor& x : pass_.x) {
     if (options.output_hidden_states && !meta) {
       const bool last = &x == &pass_.x.back();
-      out.hidden_states.push_back(copy_of(last ? hidden : x, {rows, cols, width}));
+      out.hidden_states.push_back(copy_of(ctx, last ? hidden : x, {rows, cols, width}));
     }
   }
   std::vector<int64_t> positions = options.logits_positions;
@@ -227,8 +303,8 @@ ForwardOutput Gemma4ForConditionalGeneration::forward(Context& ctx, const TextIn
 ConstTensor Gemma4ForConditionalGeneration::shifted_targets(Context& ctx,
                                                             const ConstTensor& labels) const {
   const int64_t cols = labels.dim(1);
-  const Tensor targets = ctx.activations.alloc(Dtype::i64, {labels.numel()});
-  if (ctx.backend == Backend::meta) return targets;
+  const Tensor targets = host_tensor(ctx, Dtype::i64, {labels.numel()});
+  if (ctx.backend == Backend::meta) return on_device(ctx, targets);
   const int64_t vocabulary = config().text.vocab_size;
   for (int64_t t = 0; t < labels.numel(); ++t) {
     const int64_t label = labels.as<int64_t>()[t];
@@ -242,19 +318,30 @@ ConstTensor Gemma4ForConditionalGeneration::shifted_targets(Context& ctx,
     const bool last = t % cols == cols - 1;
     targets.as<int64_t>()[t] = last ? -100 : labels.as<int64_t>()[t + 1];
   }
-  return targets;
+  return on_device(ctx, targets);
 }
 
 double Gemma4ForConditionalGeneration::loss(Context& ctx, const TextInputs& inputs,
                                             const ConstTensor& labels, const LossOptions& options) {
+  const ArenaScope scope(ctx.activations);
+  const ArenaScope staging(ctx.staging);
+  const Tensor sum = ctx.activations.alloc(dtype() == Dtype::c128 ? Dtype::c128 : Dtype::f64, {1});
+  ops::fill_zero(ctx, sum);
+  add_loss(ctx, inputs, labels, options, sum);
+  std::complex<double> value = 0.0;
+  if (ctx.backend != Backend::meta) download(ctx, sum, Tensor(&value, sum.dtype(), {1}));
+  return value.real();
+}
+
+void Gemma4ForConditionalGeneration::add_loss(Context& ctx, const TextInputs& inputs,
+                                              const ConstTensor& labels, const LossOptions& options,
+                                              const Tensor& sum) {
   const ArenaScope scope(ctx.activations);
   if (labels.shape() != Shape{inputs.rows(), inputs.cols()}) {
     fail("labels", "are " + labels.shape().str() + ", expected the shape of the inputs");
   }
   const nn::Recompute policy = options.backward ? options.policy : nn::Recompute::block;
   const ConstTensor targets = shifted_targets(ctx, labels);
-  const Tensor sum = ctx.activations.alloc(dtype() == Dtype::c128 ? Dtype::c128 : Dtype::f64, {1});
-  ops::fill_zero(ctx, sum);
   const Tensor hidden =
       text_->forward(ctx, inputs, {.policy = policy, .image_rule = options.image_rule}, pass_);
   ops::LinearCrossEntropyArgs args{.x = hidden,
@@ -268,14 +355,15 @@ double Gemma4ForConditionalGeneration::loss(Context& ctx, const TextInputs& inpu
     args.dw = head().grad;
   }
   ops::linear_cross_entropy(ctx, args);
-  if (options.backward) text_->backward(ctx, args.dx, pass_);
-  if (ctx.backend == Backend::meta) return 0.0;
-  return dtype() == Dtype::c128 ? sum.as<std::complex<double>>()[0].real() : sum.as<double>()[0];
+  if (!options.backward) return;
+  text_->backward(ctx, args.dx, pass_, layer_hooks(ctx, options));
+  if (options.on_gradients) options.on_gradients(ctx, other_parameters());
 }
 
 void Gemma4ForConditionalGeneration::next_logits(Context& ctx, const TextInputs& inputs,
                                                  GenerationCache& cache, const Tensor& logits) {
   const ArenaScope scope(ctx.activations);
+  const ArenaScope staging(ctx.staging);
   const int64_t rows = inputs.rows();
   const int64_t cols = inputs.cols();
   const Tensor hidden =
@@ -286,11 +374,12 @@ void Gemma4ForConditionalGeneration::next_logits(Context& ctx, const TextInputs&
 
 template <class Run>
 MemoryPlan Gemma4ForConditionalGeneration::measure(Run&& run) {
-  Context meta = Context::meta();
+  Context meta =
+      Context::meta(options_.backend == Backend::meta ? options_.target : options_.backend);
   const Gemma4TextModel::Pass before = pass_;
   run(meta);
   pass_ = before;
-  return {meta.activations.peak(), meta.scratch.peak()};
+  return meta.plan();
 }
 
 MemoryPlan Gemma4ForConditionalGeneration::plan_loss(const TextInputs& inputs,

@@ -24,8 +24,9 @@ struct ParallelSizes {
 struct ModelOptions {
   Dtype dtype = Dtype::f32;  // f32 or bf16 on cpu; f64 or c128 on ref
   Backend backend = Backend::cpu;
-  ParallelSizes parallel = {};  // unsupported axes are refused before anything is loaded
-  uint64_t seed = 42;           // from_config
+  Backend target = Backend::cpu;  // with backend meta: whose memory plans are made
+  ParallelSizes parallel = {};    // unsupported axes are refused before anything is loaded
+  uint64_t seed = 42;             // from_config
 };
 
 struct ForwardOptions {
@@ -59,7 +60,16 @@ struct LossOptions {
   ops::ImageRule image_rule = ops::ImageRule::google;
   bool backward = true;     // false: loss only
   double grad_scale = 1.0;  // 1 / counted targets of the whole step
+  // Called during backward whenever the gradients of some parameters are complete: for each decoder
+  // layer, last to first, and then once for all others. With GradientBuffers::per_layer this is the
+  // only time when a layer's gradients can be read. The parameters may be changed at once.
+  std::function<void(Context&, const std::vector<Parameter*>&)> on_gradients = {};
 };
+
+// whole: every trainable parameter has gradient memory of its own.
+// per_layer: the decoder layers share the memory of the largest one; a backward pass overwrites it
+// layer by layer, so gradients can't be accumulated over several passes.
+enum class GradientBuffers { whole, per_layer };
 
 // The model users know: text decoder and language-model head (towers join it later).
 // Names, shapes and semantics are those of transformers' class of this name.
@@ -98,6 +108,11 @@ class Gemma4ForConditionalGeneration {
   // trainable parameters' gradients of grad_scale * sum are added to Parameter::grad.
   double loss(Context& ctx, const TextInputs& inputs, const ConstTensor& labels,
               const LossOptions& options);
+  // The same without waiting for the device: adds to sum [1], f64 (c128 for c128) in the memory of
+  // the backend. What it takes of ctx.staging must stay until the device is done: the caller
+  // rewinds.
+  void add_loss(Context& ctx, const TextInputs& inputs, const ConstTensor& labels,
+                const LossOptions& options, const Tensor& sum);
   // Logits of the last position of each row, [B, V] in f32, through a cache.
   void next_logits(Context& ctx, const TextInputs& inputs, GenerationCache& cache,
                    const Tensor& logits);
@@ -107,9 +122,11 @@ class Gemma4ForConditionalGeneration {
   MemoryPlan plan_forward(const TextInputs& inputs, const ForwardOptions& options = {});
   MemoryPlan plan_next_logits(int64_t rows, int64_t cols, int64_t max_tokens);
 
-  // Gradient buffers for the trainable parameters, zeroed; a second call only zeroes.
-  void zero_gradients();
-  void zero_gradients(Context& ctx);
+  // Gradient buffers for the trainable parameters, zeroed; a second call only zeroes. per_layer
+  // counts at the first call.
+  void zero_gradients(GradientBuffers buffers = GradientBuffers::whole);
+  void zero_gradients(Context& ctx, GradientBuffers buffers = GradientBuffers::whole);
+  int64_t gradient_bytes() const;
   void for_each_parameter(const std::function<void(Parameter&)>& f);
   Parameter& parameter(const std::string& name);  // Error when there is none
 
@@ -124,7 +141,12 @@ class Gemma4ForConditionalGeneration {
   Gemma4ForConditionalGeneration(const Config& config, const ModelOptions& options);
   const Parameter& head() const;
   ConstTensor shifted_targets(Context& ctx, const ConstTensor& labels) const;
+  // logits lie on the host.
   void head_logits(Context& ctx, const ConstTensor& hidden, const Tensor& logits) const;
+  void allocate_gradients(GradientBuffers buffers);
+  std::vector<Parameter*> layer_parameters(int64_t layer);
+  std::vector<Parameter*> other_parameters();
+  Gemma4TextModel::LayerHooks layer_hooks(Context& ctx, const LossOptions& options);
   template <class Run>
   MemoryPlan measure(Run&& run);
 
@@ -132,6 +154,7 @@ class Gemma4ForConditionalGeneration {
   std::unique_ptr<Gemma4TextModel> text_;  // stable addresses for parameters
   Parameter lm_head_;                      // untied only
   std::vector<OwnedTensor> values_, gradients_;
+  OwnedTensor layer_gradients_;  // per_layer: [elements of the largest layer]
   Gemma4TextModel::Pass pass_;
   std::string source_;  // where from_pretrained read
   LoadReport load_report_;

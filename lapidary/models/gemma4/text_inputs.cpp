@@ -4,6 +4,7 @@
 #include <string>
 
 #include "lapidary/core/error.h"
+#include "lapidary/core/transfer.h"
 
 namespace lapidary::gemma4 {
 namespace {
@@ -48,13 +49,14 @@ class Preparer {
     masks();
     documents_and_blocks();
     validity();
+    send();
     return out_;
   }
 
  private:
   bool meta() const { return ctx_.backend == Backend::meta; }
   int64_t tokens() const { return out_.rows * out_.cols; }
-  Tensor alloc(Dtype dtype, const Shape& shape) { return ctx_.activations.alloc(dtype, shape); }
+  Tensor alloc(Dtype dtype, const Shape& shape) { return host_tensor(ctx_, dtype, shape); }
 
   void check_sources() const {
     const Shape bs{out_.rows, out_.cols};
@@ -148,7 +150,8 @@ class Preparer {
     if (!mask.defined()) return;
     if (mask.rank() == 4) {
       out_.dense_full = dense("attention_mask", mask);
-      if (!out_.dense_sliding.defined()) out_.dense_sliding = out_.dense_full;
+      one_dense_mask_ = !out_.dense_sliding.defined();
+      if (one_dense_mask_) out_.dense_sliding = out_.dense_full;
       return;
     }
     const int64_t total = offset_ + out_.cols;
@@ -208,10 +211,20 @@ class Preparer {
     }
   }
 
+  // From here on operations read them, the host no more.
+  void send() {
+    for (Tensor* t : {&out_.ids, &out_.grad_ids, &out_.positions, &out_.key_valid, &out_.docs,
+                      &out_.blocks, &out_.token_valid, &out_.dense_full}) {
+      *t = on_device(ctx_, *t);
+    }
+    out_.dense_sliding = one_dense_mask_ ? out_.dense_full : on_device(ctx_, out_.dense_sliding);
+  }
+
   Context& ctx_;
   const Config& config_;
   const TextInputs& in_;
   int64_t offset_;
+  bool one_dense_mask_ = false;  // both layer types read dense_full
   PreparedInputs out_;
 };
 

@@ -41,7 +41,7 @@ struct TextInputs {
   }
 };
 
-// The same, checked and converted, in the activation arena. T = B S.
+// The same, checked and converted, where operations read them: in the activation arena. T = B S.
 struct PreparedInputs {
   int64_t rows = 0, cols = 0;
   Tensor ids;          // [T] i64, placeholders replaced by the pad id; undefined with inputs_embeds

@@ -1,10 +1,9 @@
 #include "lapidary/models/gemma4/text_model.h"
 
 #include <cmath>
-#include <cstring>
 #include <string>
 
-#include "lapidary/core/error.h"
+#include "lapidary/core/transfer.h"
 #include "lapidary/ops/elementwise.h"
 #include "lapidary/ops/embedding.h"
 #include "lapidary/ops/rope.h"
@@ -21,7 +20,7 @@ size_t index_of(LayerType type) { return static_cast<size_t>(type); }
 
 // Frequencies of one layer type, rounded to f32 as the reference keeps them. The exponent divides
 // by the whole head size also where only a part of the pairs rotates.
-OwnedTensor inverse_frequencies(const RopeParameters& rope, int64_t head_dim) {
+OwnedTensor inverse_frequencies(const RopeParameters& rope, int64_t head_dim, Backend backend) {
   const int64_t half = head_dim / 2;
   OwnedTensor out(Backend::cpu, Dtype::f64, {half});
   const auto rotated =
@@ -34,7 +33,11 @@ OwnedTensor inverse_frequencies(const RopeParameters& rope, int64_t head_dim) {
     if (rope.proportional) f /= rope.factor;
     out->as<double>()[j] = static_cast<double>(static_cast<float>(f));
   }
-  return out;
+  if (on_host(backend)) return out;
+  OwnedTensor sent(backend, Dtype::f64, {half});
+  Context ctx = Context::make(backend);
+  upload(ctx, out.get(), sent.get());
+  return sent;
 }
 
 double round_to(double value, Dtype dtype) {
@@ -68,11 +71,11 @@ int64_t GenerationCache::first_key(LayerType type) const {
 
 nn::KeyValueCache* GenerationCache::layer(int64_t i) { return &layers_[static_cast<size_t>(i)]; }
 
-void GenerationCache::begin_step(int64_t tokens) {
-  for (nn::KeyValueCache& layer : layers_) layer.make_room(tokens);
+void GenerationCache::begin_step(Context& ctx, int64_t tokens) {
+  for (nn::KeyValueCache& layer : layers_) layer.make_room(ctx, tokens);
 }
 
-Gemma4TextModel::Gemma4TextModel(const Config& config) : config_(config) {
+Gemma4TextModel::Gemma4TextModel(const Config& config, Backend backend) : config_(config) {
   const TextConfig& text = config_.text;
   const std::string prefix = config_.prefix();
   const int64_t hidden = text.hidden_size;
@@ -95,10 +98,11 @@ Gemma4TextModel::Gemma4TextModel(const Config& config) : config_(config) {
   norm_ = nn::RmsNorm(prefix + "norm", hidden, text.rms_norm_eps);
   for (const LayerConfig& layer : text.layers) {
     OwnedTensor& table = inv_freq_[index_of(layer.type)];
-    if (!table->defined()) table = inverse_frequencies(text.rope(layer.type), layer.head_dim);
+    if (table->defined()) continue;
+    table = inverse_frequencies(text.rope(layer.type), layer.head_dim, backend);
   }
   if (text.enable_moe_block) {
-    expert_loads_ = OwnedTensor(Backend::cpu, Dtype::i64, {num_layers(), text.num_experts});
+    expert_loads_ = OwnedTensor(backend, Dtype::i64, {num_layers(), text.num_experts});
   }
   set_dtype(Dtype::f32);
 }
@@ -110,9 +114,8 @@ void Gemma4TextModel::set_dtype(Dtype dtype) {
   per_layer_embed_scale_ = round_to(std::sqrt(p), dtype);
 }
 
-void Gemma4TextModel::reset_expert_loads() {
-  const Tensor& loads = expert_loads_.get();
-  if (loads.defined()) std::memset(loads.data(), 0, static_cast<size_t>(loads.bytes()));
+void Gemma4TextModel::reset_expert_loads(Context& ctx) {
+  if (expert_loads_->defined()) ops::fill_zero(ctx, expert_loads_.get());
 }
 
 // ---- forward -----------------------------------------------------------------------------------
@@ -127,7 +130,7 @@ void Gemma4TextModel::embed(Context& ctx, const TextInputs& inputs, Pass& pass) 
         ctx,
         {.ids = pass.inputs.ids, .table = embed_tokens_.value, .scale = embed_scale_, .y = x0});
   } else {
-    ops::axpby(ctx, {.a = inputs.inputs_embeds.view(shape), .out = x0});
+    ops::axpby(ctx, {.a = on_device(ctx, inputs.inputs_embeds.view(shape)), .out = x0});
   }
   pass.x[0] = x0;
   if (has_ple()) embed_per_layer(ctx, inputs, pass);
@@ -154,7 +157,7 @@ void Gemma4TextModel::embed_per_layer(Context& ctx, const TextInputs& inputs, Pa
                          .scale = per_layer_embed_scale_,
                          .y = table});
   } else {
-    ops::axpby(ctx, {.a = inputs.per_layer_inputs.view(shape), .out = table});
+    ops::axpby(ctx, {.a = on_device(ctx, inputs.per_layer_inputs.view(shape)), .out = table});
   }
   per_layer_model_projection_.forward(ctx, pass.x0_rounded, pass.ple_projected);
   ops::axpby(ctx, {.a = pass.ple_projected,
@@ -235,7 +238,7 @@ Tensor Gemma4TextModel::forward(Context& ctx, const TextInputs& inputs, const Op
   pass.x.resize(layers + 1);
   pass.routing.resize(layers);
   pass.saved.resize(layers);
-  if (options.cache != nullptr) options.cache->begin_step(inputs.cols());
+  if (options.cache != nullptr) options.cache->begin_step(ctx, inputs.cols());
   const int64_t offset = options.cache != nullptr ? options.cache->length() : 0;
   pass.inputs = prepare_inputs(ctx, config_, inputs, offset);
   plan_attention(ctx, options, pass);
@@ -252,7 +255,8 @@ Tensor Gemma4TextModel::forward(Context& ctx, const TextInputs& inputs, const Op
 
 // ---- backward ----------------------------------------------------------------------------------
 
-void Gemma4TextModel::backward(Context& ctx, const ConstTensor& d_hidden, Pass& pass) const {
+void Gemma4TextModel::backward(Context& ctx, const ConstTensor& d_hidden, Pass& pass,
+                               const LayerHooks& hooks) const {
   const auto layers = static_cast<size_t>(num_layers());
   const int64_t p = config_.text.hidden_size_per_layer_input;
   const Tensor& last = pass.x[layers];
@@ -288,7 +292,9 @@ void Gemma4TextModel::backward(Context& ctx, const ConstTensor& d_hidden, Pass& 
     Gemma4DecoderLayer::Gradients grads{.dy = dy, .dx = dx};
     if (has_ple()) grads.dple = dple.slice(1, i * p, p);
     if (layer.kv_shared || layer.kv_is_source) grads.d_shared = d_shared[index_of(layer.type)];
+    if (hooks.before) hooks.before(i);
     layers_[index].backward(ctx, io, grads, pass.saved[index]);
+    if (hooks.after) hooks.after(i);
     std::swap(dy, dx);
   }
   backward_embeddings(ctx, dy, dple, pass);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <vector>
 
 #include "lapidary/models/gemma4/text_block.h"
@@ -19,7 +20,7 @@ class GenerationCache {
   // Index of the first key that layers of this type still hold.
   int64_t first_key(LayerType type) const;
   nn::KeyValueCache* layer(int64_t i);
-  void begin_step(int64_t tokens);
+  void begin_step(Context& ctx, int64_t tokens);
   void end_step(int64_t tokens) { length_ += tokens; }
 
  private:
@@ -31,7 +32,7 @@ class GenerationCache {
 // Embedding, per-layer embeddings, the decoder layers and the final norm.
 class Gemma4TextModel {
  public:
-  explicit Gemma4TextModel(const Config& config);
+  Gemma4TextModel(const Config& config, Backend backend);
 
   // Everything a forward pass leaves for its backward; tensors live in the activation arena until
   // the caller rewinds it. Reused from step to step, so that a step allocates nothing.
@@ -56,14 +57,21 @@ class Gemma4TextModel {
 
   // Returns the last hidden state, after the final norm: [T, H], T = rows * cols.
   Tensor forward(Context& ctx, const TextInputs& inputs, const Options& options, Pass& pass) const;
+  // What the caller does around the backward of layer i, which runs from the last layer to the
+  // first: see LossOptions::on_gradients.
+  struct LayerHooks {
+    std::function<void(int64_t layer)> before, after;
+  };
   // From the gradient of the last hidden state to all parameter gradients (+=).
-  void backward(Context& ctx, const ConstTensor& d_hidden, Pass& pass) const;
+  void backward(Context& ctx, const ConstTensor& d_hidden, Pass& pass,
+                const LayerHooks& hooks = {}) const;
 
   const Config& config() const { return config_; }
   const Parameter& embed_tokens() const { return embed_tokens_; }
-  // Tokens per expert since the last call of reset_expert_loads(): [layers, experts]; may be empty.
+  // Tokens per expert since the last call of reset_expert_loads(): [layers, experts] i64 in the
+  // memory of the backend; undefined without experts.
   ConstTensor expert_loads() const { return expert_loads_.get(); }
-  void reset_expert_loads();
+  void reset_expert_loads(Context& ctx);
 
   template <class F>
   void visit(F&& f) {
@@ -75,6 +83,10 @@ class Gemma4TextModel {
     }
     for (Gemma4DecoderLayer& layer : layers_) layer.visit(f);
     norm_.visit(f);
+  }
+  template <class F>
+  void visit_layer(int64_t i, F&& f) {
+    layers_[static_cast<size_t>(i)].visit(f);
   }
   // Rounds the embedding scales to the dtype of the weights, as the reference does.
   void set_dtype(Dtype dtype);

@@ -12,6 +12,7 @@
 #include "lapidary/checkpoint/hf.h"
 #include "lapidary/core/error.h"
 #include "lapidary/models/gemma4/conditional_generation.h"
+#include "lapidary/models/gemma4/weight_transfer.h"
 
 namespace lapidary::gemma4 {
 namespace {
@@ -98,19 +99,19 @@ TensorRole classify_layer_tensor(const Config& config, LayerName name) {
 }
 
 // dst [E, N, K] from a file's [E, K, N], one expert at a time.
-void convert_transposed(const TensorEntry& entry, const Tensor& dst) {
+void convert_transposed(const TensorEntry& entry, const Tensor& dst, WeightTransfer& transfer) {
   const int64_t n = dst.dim(1), k = dst.dim(2), width = size_of(dst.dtype());
   const OwnedTensor expert(Backend::cpu, dst.dtype(), {k, n});
   for (int64_t e = 0; e < dst.dim(0); ++e) {
     convert_range(entry, e * n * k, expert.get());
     const char* from = static_cast<const char*>(expert->data());
-    char* to = static_cast<char*>(dst.data()) + e * n * k * width;
-    for (int64_t i = 0; i < n; ++i) {
-      for (int64_t j = 0; j < k; ++j) {
-        std::memcpy(to + (i * k + j) * width, from + (j * n + i) * width,
-                    static_cast<size_t>(width));
+    transfer.send(dst.slice(0, e, 1), [&](int64_t first, const Tensor& piece) {
+      char* to = static_cast<char*>(piece.data());
+      for (int64_t at = first; at < first + piece.numel(); ++at, to += width) {
+        const int64_t i = at / k, j = at % k;
+        std::memcpy(to, from + (j * n + i) * width, static_cast<size_t>(width));
       }
-    }
+    });
   }
 }
 
@@ -118,7 +119,7 @@ void convert_transposed(const TensorEntry& entry, const Tensor& dst) {
 class Loader {
  public:
   Loader(Gemma4ForConditionalGeneration& model, const HfReader& reader)
-      : model_(model), reader_(reader) {
+      : model_(model), reader_(reader), transfer_(model.backend()) {
     model.for_each_parameter([&](Parameter& p) { parameters_.push_back(&p); });
     std::sort(parameters_.begin(), parameters_.end(),
               [](const Parameter* a, const Parameter* b) { return a->name < b->name; });
@@ -170,9 +171,10 @@ class Loader {
     loaded_[index] = true;
     if (role.unit_scale) folded_.insert(layer_of(role.name));
     if (role.transposed)
-      convert_transposed(entry, p.value);
+      convert_transposed(entry, p.value, transfer_);
     else
-      convert(entry, p.value);
+      transfer_.send(
+          p.value, [&](int64_t first, const Tensor& piece) { convert_range(entry, first, piece); });
   }
 
   // "model.layers.3" of "model.layers.3.router.scale" and of "model.layers.3.experts.down_proj".
@@ -190,6 +192,7 @@ class Loader {
 
   Gemma4ForConditionalGeneration& model_;
   const HfReader& reader_;
+  WeightTransfer transfer_;
   std::vector<Parameter*> parameters_;  // by name
   std::vector<bool> loaded_;
   std::set<std::string> folded_;  // layers whose experts hold the scale already
@@ -265,12 +268,18 @@ Gemma4ForConditionalGeneration Gemma4ForConditionalGeneration::from_pretrained(
 void Gemma4ForConditionalGeneration::save_pretrained(const std::string& directory,
                                                      const SaveOptions& options) {
   std::vector<TensorSource> tensors;
+  WeightTransfer transfer(backend());
   for_each_parameter([&](Parameter& p) {
-    tensors.push_back({.name = p.name,
-                       .shape = p.shape,
-                       .dtype = p.value.dtype(),
-                       .target = options.dtype,
-                       .data = p.value.data()});
+    TensorSource source{
+        .name = p.name, .shape = p.shape, .dtype = p.value.dtype(), .target = options.dtype};
+    if (on_host(backend())) {
+      source.data = p.value.data();
+    } else {
+      source.fill = [&transfer, value = p.value](int64_t first, int64_t count, void* out) {
+        transfer.fetch(value, first, count, out);
+      };
+    }
+    tensors.push_back(std::move(source));
   });
   // Towers are not loaded here; they go from file to file.
   std::optional<HfReader> towers;

@@ -9,6 +9,7 @@
 #include "lapidary/ops/matmul.h"
 #include "lapidary/ops/moe.h"
 #include "lapidary/ops/norm.h"
+#include "lapidary/ops/random.h"
 #include "lapidary/ops/rope.h"
 
 // The host backend: oneDNN for products (plain loops where it is missing), OpenMP and vector loops
@@ -39,6 +40,7 @@ void softcap(Context& ctx, const SoftcapArgs& a);
 void axpby(Context& ctx, const AxpbyArgs& a);
 void scale_by(Context& ctx, const ScaleByArgs& a);
 void fill_zero(Context& ctx, const Tensor& t);
+void fill_normal(Context& ctx, const FillNormalArgs& a);
 void adamw(Context& ctx, const AdamWArgs& a);
 void sum_of_squares(Context& ctx, const SumOfSquaresArgs& a);
 

@@ -33,6 +33,7 @@ void softcap(Context&, const SoftcapArgs&) { absent(); }
 void axpby(Context&, const AxpbyArgs&) { absent(); }
 void scale_by(Context&, const ScaleByArgs&) { absent(); }
 void fill_zero(Context&, const Tensor&) { absent(); }
+void fill_normal(Context&, const FillNormalArgs&) { absent(); }
 void adamw(Context&, const AdamWArgs&) { absent(); }
 void sum_of_squares(Context&, const SumOfSquaresArgs&) { absent(); }
 

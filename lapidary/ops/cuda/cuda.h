@@ -9,12 +9,14 @@
 #include "lapidary/ops/matmul.h"
 #include "lapidary/ops/moe.h"
 #include "lapidary/ops/norm.h"
+#include "lapidary/ops/random.h"
 #include "lapidary/ops/rope.h"
 
-// One GPU, f32 and bf16: cuBLASLt for dense products, our own kernels for the rest. Operations issue
-// work to ctx.stream and return: none of them allocates, waits for the GPU or reads its memory.
-// Every sum has a fixed order: equal inputs give equal bits. *_scratch_bytes: what the operation
-// takes from ctx.scratch; they are in builds without CUDA too, so that any machine can plan a run.
+// One GPU, f32 and bf16: cuBLASLt for dense products, our own kernels for the rest. Operations
+// issue work to ctx.stream and return: none of them allocates, waits for the GPU or reads its
+// memory. Every sum has a fixed order: equal inputs give equal bits. *_scratch_bytes: what the
+// operation takes from ctx.scratch; they are in builds without CUDA too, so that any machine can
+// plan a run.
 namespace lapidary::ops::cuda {
 
 void matmul(Context& ctx, const MatmulArgs& a);
@@ -41,6 +43,7 @@ void softcap(Context& ctx, const SoftcapArgs& a);
 void axpby(Context& ctx, const AxpbyArgs& a);
 void scale_by(Context& ctx, const ScaleByArgs& a);
 void fill_zero(Context& ctx, const Tensor& t);
+void fill_normal(Context& ctx, const FillNormalArgs& a);
 void adamw(Context& ctx, const AdamWArgs& a);
 void sum_of_squares(Context& ctx, const SumOfSquaresArgs& a);
 

@@ -24,7 +24,7 @@ class Cache : public ::testing::Test {
       }
     }
     Context ctx;
-    cache.make_room(count);
+    cache.make_room(ctx, count);
     return cache.append(ctx, {k.get(), v.get()});
   }
   static std::vector<double> row(const Tensor& t, int64_t b) {

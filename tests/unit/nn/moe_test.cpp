@@ -38,7 +38,8 @@ TEST_F(Experts, SeeEveryRealTokenTwiceAndNoPadding) {
 TEST_F(Experts, CountEachTokenOncePerStep) {
   for (const nn::Recompute policy :
        {nn::Recompute::none, nn::Recompute::light, nn::Recompute::block}) {
-    model_.language_model().reset_expert_loads();
+    Context ctx = Context::make(model_.backend());
+    model_.language_model().reset_expert_loads(ctx);
     EXPECT_EQ(dispatched(), std::vector<int64_t>(6, 0));
     run_gradients(model_, golden_.inputs.document(0, 0, 10), policy);
     EXPECT_EQ(dispatched(), std::vector<int64_t>(6, 2 * 10)) << nn::name_of(policy);
@@ -48,7 +49,7 @@ TEST_F(Experts, CountEachTokenOncePerStep) {
 TEST_F(Experts, RoutingIsWithinBoundsAndDistinct) {
   const gemma4::TextInputs inputs = golden_.inputs.text();
   const MemoryPlan plan = model_.plan_forward(inputs);
-  Context ctx = Context::make(Backend::cpu, plan);
+  Context ctx = Context::make(model_.backend(), plan);
   model_.forward(ctx, inputs, {});
   const auto& routing = model_.last_pass().routing;
   ASSERT_EQ(routing.size(), 6U);

@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "lapidary/core/transfer.h"
+
 namespace lapidary::test {
 namespace {
 
@@ -18,6 +20,7 @@ double tolerance(Dtype stored, int64_t terms, Dtype factor) {
   return (stored == Dtype::bf16 ? eps(stored) : 0.0) + eps(Dtype::f32) * sum + factors;
 }
 
+// owners[i] holds views.tensors[i], with gaps around it or without.
 struct Call::Copies {
   std::vector<OwnedTensor> owners;
   Args views;
@@ -61,19 +64,19 @@ int Call::added(const char* name, const OwnedTensor& start, double tolerance) {
 int Call::added_acc(const char* name, const OwnedTensor& start, double tolerance) {
   return added_as(Dtype::f32, name, start, tolerance);
 }
-int Call::added_as(Dtype cpu, const char* name, const OwnedTensor& start, double tolerance) {
+int Call::added_as(Dtype stored, const char* name, const OwnedTensor& start, double tolerance) {
   const bool integer = start->dtype() == Dtype::i64 || start->dtype() == Dtype::i32;
-  return add({Role::output, cpu, integer ? cpu : Dtype::f64, name, cast(start.get(), cpu),
+  return add({Role::output, stored, integer ? stored : Dtype::f64, name, cast(start.get(), stored),
               start->shape(), tolerance});
 }
 
-Call::Copies Call::copies(bool cpu) const {
+Call::Copies Call::copies(bool reference) const {
   Copies out;
   for (const Item& item : items_) {
-    const Dtype d = cpu ? item.cpu : item.ref;
+    const Dtype d = reference ? item.ref : item.stored;
     OwnedTensor t = item.start->defined() ? cast(item.start.get(), d) : poisoned(d, item.shape);
     Tensor view = t.get();
-    if (cpu && strided_ && item.shape.rank() >= 2) {
+    if (!reference && strided_ && item.shape.rank() >= 2) {
       Spread wide = spread(t.get());
       t = std::move(wide.base);
       view = wide.view;
@@ -84,22 +87,53 @@ Call::Copies Call::copies(bool cpu) const {
   return out;
 }
 
-Call::Copies Call::run_cpu(const Run& run, int64_t scratch) const {
-  Copies t = copies(true);
-  Context ctx = Context::make(Backend::cpu, {0, scratch});
+namespace {
+
+// The tensors of one run in the memory of a backend that is not the host.
+struct Sent {
+  std::vector<OwnedTensor> owners;
+  std::vector<Tensor> views;
+
+  Sent(Context& ctx, const std::vector<OwnedTensor>& from, const std::vector<Tensor>& parts) {
+    for (size_t i = 0; i < from.size(); ++i) {
+      owners.emplace_back(ctx.backend, from[i]->dtype(), from[i]->shape());
+      upload(ctx, from[i].get(), owners.back().get());
+      Tensor view = owners.back().get();
+      if (parts[i].shape() != view.shape()) {
+        for (int k = 1; k < view.rank(); ++k) view = view.slice(k, 1, parts[i].dim(k));
+      }
+      views.push_back(view);
+    }
+  }
+  void fetch(Context& ctx, const std::vector<OwnedTensor>& to) const {
+    for (size_t i = 0; i < to.size(); ++i) download(ctx, owners[i].get(), to[i].get());
+  }
+};
+
+}  // namespace
+
+Call::Copies Call::run_once(const Run& run, int64_t scratch) const {
+  Copies t = copies(false);
+  Context ctx = Context::make(test_backend(), {0, scratch});
   ctx.scratch.set_poison(true);
-  run(ctx, t.views);
+  if (on_host(ctx.backend)) {
+    run(ctx, t.views);
+  } else {
+    const Sent sent(ctx, t.owners, t.views.tensors);
+    run(ctx, {sent.views});
+    sent.fetch(ctx, t.owners);
+  }
   EXPECT_EQ(ctx.scratch.peak(), scratch) << "scratch memory differs from the dry run's";
   EXPECT_EQ(ctx.scratch.mark(), 0);
   return t;
 }
 
 void Call::compare(const Run& run, bool any_threads) const {
-  Context meta = Context::meta();
-  const Copies before = copies(true);
+  Context meta = Context::meta(test_backend());
+  const Copies before = copies(false);
   run(meta, before.views);
-  const Copies got = run_cpu(run, meta.scratch.peak());
-  const Copies expected = copies(false);
+  const Copies got = run_once(run, meta.scratch.peak());
+  const Copies expected = copies(true);
   Context ref = Context::make(Backend::ref, {0, int64_t{1} << 26});
   run(ref, expected.views);
   for (size_t n = 0; n < items_.size(); ++n) {
@@ -111,13 +145,13 @@ void Call::compare(const Run& run, bool any_threads) const {
           << items_[n].name << " " << items_[n].shape.str();
     }
   }
-  EXPECT_TRUE(same(got, run_cpu(run, meta.scratch.peak()))) << "two runs differ";
-  if (!any_threads) return;
+  EXPECT_TRUE(same(got, run_once(run, meta.scratch.peak()))) << "two runs differ";
+  if (!any_threads || !on_host(test_backend())) return;
   const int threads = omp_get_max_threads();
   omp_set_num_threads(1);
   Context single = Context::meta();
   run(single, before.views);
-  EXPECT_TRUE(same(got, run_cpu(run, single.scratch.peak()))) << "the number of threads shows";
+  EXPECT_TRUE(same(got, run_once(run, single.scratch.peak()))) << "the number of threads shows";
   omp_set_num_threads(threads);
 }
 

@@ -7,7 +7,8 @@
 #include "lapidary/core/context.h"
 #include "tests/support/tensors.h"
 
-// Runs one call of an operation on the cpu backend and on the reference, from the same values.
+// Runs one call of an operation on the backend under test (test_backend(): cpu, or cuda) and on the
+// reference, from the same values.
 namespace lapidary::test {
 
 // Largest |difference| allowed, relative to the largest |expected| of a tensor:
@@ -21,7 +22,8 @@ double tolerance(Dtype stored, int64_t terms = 1, Dtype factor = Dtype::f32);
 
 class Call {
  public:
-  // strided: every tensor of rank 2 and above has gaps between its rows (NaN in the cpu's).
+  // strided: every tensor of rank 2 and above has gaps between its rows (NaN but in the
+  // reference's).
   Call(Dtype dtype, bool strided) : dtype_(dtype), strided_(strided) {}
 
   // Tensors of the call; the result is their index. Values are given in f64 and rounded to the
@@ -35,7 +37,7 @@ class Call {
   int written_integers(const char* name, Dtype dtype, const Shape& shape);  // must be equal
   int added(const char* name, const OwnedTensor& start, double tolerance);
   int added_acc(const char* name, const OwnedTensor& start, double tolerance);
-  int added_as(Dtype cpu, const char* name, const OwnedTensor& start, double tolerance);
+  int added_as(Dtype stored, const char* name, const OwnedTensor& start, double tolerance);
 
   // The tensors of one run, by index; -1 is an undefined one.
   struct Args {
@@ -44,15 +46,15 @@ class Call {
   };
   using Run = std::function<void(Context&, const Args&)>;
   // Runs both and compares every output. Also: a dry run on the meta backend counts exactly the
-  // scratch memory that the cpu takes; a second run gives the same bits; so does a run on one
-  // thread, unless the sums depend on their number (any_threads = false).
+  // scratch memory that the backend takes; a second run gives the same bits; so does a run on one
+  // thread of the cpu, unless the sums depend on their number (any_threads = false).
   void compare(const Run& run, bool any_threads = true) const;
 
  private:
   enum class Role { input, output };
   struct Item {
     Role role;
-    Dtype cpu;
+    Dtype stored;  // on the backend under test
     Dtype ref;
     std::string name;
     OwnedTensor start;  // undefined: NaN
@@ -62,8 +64,8 @@ class Call {
   struct Copies;
   static bool same(const Copies& a, const Copies& b);
   int add(Item item);
-  Copies copies(bool cpu) const;
-  Copies run_cpu(const Run& run, int64_t scratch) const;
+  Copies copies(bool reference) const;
+  Copies run_once(const Run& run, int64_t scratch) const;
 
   Dtype dtype_;
   bool strided_;

@@ -64,6 +64,29 @@ double tolerance_of(Dtype d, const Size& s) {
   return 5.0 * tolerance(Dtype::f32, s.n) + tolerance(d, s.keys, d);
 }
 
+// The tensors of a mask as inputs of a call, so that they lie where the call runs.
+class MaskInputs {
+ public:
+  MaskInputs(Call& call, const ops::MaskSpec& mask) : mask_(mask) {
+    for (const ConstTensor* part : parts(mask_)) {
+      indices_.push_back(part->defined() ? call.integers(cast(*part, part->dtype())) : -1);
+    }
+  }
+  ops::MaskSpec of(const Call::Args& t) const {
+    ops::MaskSpec mask = mask_;
+    size_t i = 0;
+    for (ConstTensor* part : parts(mask)) *part = t[indices_[i++]];
+    return mask;
+  }
+
+ private:
+  static std::vector<ConstTensor*> parts(ops::MaskSpec& m) {
+    return {&m.key_valid, &m.query_docs, &m.key_docs, &m.query_blocks, &m.key_blocks, &m.dense};
+  }
+  ops::MaskSpec mask_;
+  std::vector<int> indices_;
+};
+
 void check_forward(Dtype d, bool strided, const Size& s, const ops::MaskSpec& mask, Rng& rng) {
   Call call(d, strided);
   const double size = std::pow(static_cast<double>(s.n), -0.25);
@@ -73,10 +96,15 @@ void check_forward(Dtype d, bool strided, const Size& s, const ops::MaskSpec& ma
   const int o = call.written("o", {s.rows, s.queries, s.heads, s.n}, tolerance_of(d, s));
   const int lse = call.written_acc("lse", {s.rows, s.heads, s.queries},
                                    5.0 * tolerance(Dtype::f32, s.n + s.keys));
-  call.compare([=, &mask](Context& ctx, const Call::Args& t) {
-    ops::attention(
-        ctx,
-        {.q = t[q], .k = t[k], .v = t[v], .mask = mask, .scale = 1.25, .o = t[o], .lse = t[lse]});
+  const MaskInputs masks(call, mask);
+  call.compare([=](Context& ctx, const Call::Args& t) {
+    ops::attention(ctx, {.q = t[q],
+                         .k = t[k],
+                         .v = t[v],
+                         .mask = masks.of(t),
+                         .scale = 1.25,
+                         .o = t[o],
+                         .lse = t[lse]});
   });
 }
 
@@ -110,15 +138,16 @@ void check_backward(Dtype d, bool strided, const Size& s, const ops::MaskSpec& m
       5.0 * tolerance(Dtype::f32, s.n) + tolerance(Dtype::f32, s.queries * s.heads / s.groups, d);
   const int dk = call.added_acc("dk", random(Dtype::f64, ks, rng), sum);
   const int dv = call.added_acc("dv", random(Dtype::f64, ks, rng), sum);
+  const MaskInputs masks(call, mask);
   call.compare(
-      [=, &mask](Context& ctx, const Call::Args& t) {
+      [=](Context& ctx, const Call::Args& t) {
         ops::attention_bwd(ctx, {.dout = t[dout],
                                  .q = t[q],
                                  .k = t[k],
                                  .v = t[v],
                                  .o = t[o],
                                  .lse = t[lse],
-                                 .mask = mask,
+                                 .mask = masks.of(t),
                                  .scale = 1.25,
                                  .dq = t[dq],
                                  .dk = t[dk],

@@ -158,33 +158,48 @@ TEST(CpuMoe, GatherAndCombine) {
   });
 }
 
+struct GroupedSize {
+  Size layout;
+  bool trans;
+  int64_t k, n;
+};
+// Odd sizes for every layout; sizes of whole vectors and tiles for the larger ones.
+std::vector<GroupedSize> grouped_sizes() {
+  std::vector<GroupedSize> out;
+  for (const Size& s : kSizes) {
+    for (const bool trans : {false, true}) {
+      out.push_back({s, trans, 19, 37});
+      if (s.tokens < 7) continue;
+      out.push_back({s, trans, 64, 128});
+      out.push_back({s, trans, 200, 264});
+    }
+  }
+  return out;
+}
+
 TEST(CpuMoe, GroupedMatmul) {
   Rng rng(173);
   for_each_form([&](Dtype d, bool strided) {
-    for (const Size& s : kSizes) {
-      for (const bool trans : {false, true}) {
-        const int64_t k = 19, n = 37;
-        const Layout layout(s, true, rng);
-        Call call(d, strided);
-        const int a = call.input(layout.sorted(k, rng, 1e30));
-        const int b = call.input(
-            random(Dtype::f64, trans ? Shape{s.experts, n, k} : Shape{s.experts, k, n}, rng));
-        const int counts = call.integers(layout.counts);
-        const int offsets = call.integers(layout.offsets);
-        // Rows beyond the segments stay as they are: the output starts from numbers.
-        const int out =
-            call.added("out", random(Dtype::f64, {layout.rows, n}, rng), tolerance(d, k));
-        call.compare(
-            [=](Context& ctx, const Call::Args& t) {
-              ops::grouped_matmul(ctx, {.a = t[a],
-                                        .b = t[b],
-                                        .counts = t[counts],
-                                        .offsets = t[offsets],
-                                        .out = t[out],
-                                        .trans_b = trans});
-            },
-            false);
-      }
+    for (const auto& [s, trans, k, n] : grouped_sizes()) {
+      const Layout layout(s, true, rng);
+      Call call(d, strided);
+      const int a = call.input(layout.sorted(k, rng, 1e30));
+      const int b = call.input(
+          random(Dtype::f64, trans ? Shape{s.experts, n, k} : Shape{s.experts, k, n}, rng));
+      const int counts = call.integers(layout.counts);
+      const int offsets = call.integers(layout.offsets);
+      // Rows beyond the segments stay as they are: the output starts from numbers.
+      const int out = call.added("out", random(Dtype::f64, {layout.rows, n}, rng), tolerance(d, k));
+      call.compare(
+          [=, trans_b = trans](Context& ctx, const Call::Args& t) {
+            ops::grouped_matmul(ctx, {.a = t[a],
+                                      .b = t[b],
+                                      .counts = t[counts],
+                                      .offsets = t[offsets],
+                                      .out = t[out],
+                                      .trans_b = trans_b});
+          },
+          false);
     }
   });
 }
@@ -193,8 +208,7 @@ TEST(CpuMoe, GroupedWeightGradient) {
   Rng rng(174);
   for_each_form([&](Dtype d, bool strided) {
     for (const Size& s : kSizes) {
-      for (const int64_t n : {5, 300}) {
-        const int64_t k = 11;
+      for (const auto& [n, k] : {std::pair{5, 11}, {300, 11}, {128, 64}, {264, 200}}) {
         const Layout layout(s, true, rng);
         Call call(d, strided);
         const int dy = call.input(layout.sorted(n, rng, 1e30));

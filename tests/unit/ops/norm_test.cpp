@@ -10,7 +10,8 @@ namespace {
 struct Size {
   int64_t rows, n;
 };
-const Size kSizes[] = {{1, 1}, {0, 5}, {1, 33}, {7, 8}, {65, 17}, {130, 20}, {2, 1030}};
+const Size kSizes[] = {{1, 1},    {0, 5},    {1, 33},   {7, 8},   {65, 17},
+                       {130, 20}, {2, 1030}, {3, 2816}, {37, 256}};
 
 TEST(CpuNorm, Forward) {
   Rng rng(111);

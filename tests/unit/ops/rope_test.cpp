@@ -12,7 +12,8 @@ namespace {
 struct Size {
   int64_t rows, heads, n;
 };
-const Size kSizes[] = {{1, 1, 2}, {0, 2, 4}, {2, 0, 4}, {3, 5, 8}, {66, 2, 34}, {9, 3, 512}};
+const Size kSizes[] = {{1, 1, 2},   {0, 2, 4},   {2, 0, 4},  {3, 5, 8},
+                       {66, 2, 34}, {9, 3, 512}, {5, 2, 256}};
 
 TEST(CpuRope, Table) {
   const std::vector<double> positions = {0, 1, 7, 1023, 131071, 1048575};

@@ -14,8 +14,8 @@ namespace {
 struct Size {
   int64_t tokens, hidden, experts, top_k;
 };
-const Size kSizes[] = {
-    {1, 1, 1, 1}, {0, 4, 3, 2}, {5, 33, 7, 7}, {300, 24, 9, 3}, {70, 200, 128, 8}};
+const Size kSizes[] = {{1, 1, 1, 1},    {0, 4, 3, 2},      {5, 33, 7, 7},
+                       {300, 24, 9, 3}, {70, 200, 128, 8}, {21, 1408, 128, 8}};
 
 // Logits are sums of `hidden` products of the order of 1, and a share's relative error is the
 // absolute one of its logits.

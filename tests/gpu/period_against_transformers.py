@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""One attention period of a Gemma 4 model at real width, random weights, against transformers.
+
+Both run in fp32 (no TF32) on the same GPU, from the same checkpoint: logits, loss and the gradient
+of every parameter are compared. Needs torch, transformers >= 5.17 and safetensors.
+
+  tests/gpu/period_against_transformers.py --lapidary build/bin/lapidary --config-json config.json
+"""
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+LOGITS_BOUND = 1e-5  # largest difference / largest magnitude
+GRADIENT_BOUND = 1e-4  # relative L2 norm
+
+
+def arguments():
+    p = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    p.add_argument("--lapidary", required=True, help="the program")
+    p.add_argument("--config-json", required=True, help="config.json of the model to cut from")
+    p.add_argument("--layers", type=int, default=6, help="layers of the period")
+    p.add_argument("--tokens", type=int, default=256)
+    p.add_argument("--vocab", type=int, default=4096, help="entries that are left of the vocabulary")
+    p.add_argument("--experts", type=int, default=0, help="experts, 0 = all of the configuration's")
+    p.add_argument("--folder", help="for the checkpoint and the results; default: a temporary one")
+    return p.parse_args()
+
+
+def cut_config(args):
+    config = json.loads(pathlib.Path(args.config_json).read_text())
+    text = config["text_config"]
+    text["num_hidden_layers"] = args.layers
+    text["layer_types"] = text["layer_types"][: args.layers]
+    text["vocab_size"] = text["vocab_size_per_layer_input"] = args.vocab
+    if args.experts:
+        text["num_experts"] = args.experts
+    for i, name in enumerate(("image_token_id", "video_token_id", "audio_token_id")):
+        config[name] = args.vocab - 1 - i
+    config["vision_config"] = config["audio_config"] = None
+    return config
+
+
+def save_random_model(config, folder):
+    import torch
+    from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+
+    torch.manual_seed(7)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model = Gemma4ForConditionalGeneration(Gemma4Config(**config))
+    torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.dim() == 1:  # norms and scales: away from one, so that every gradient is felt
+                p.add_(0.1 * torch.randn_like(p))
+            elif "router" in name:  # decided routing: rounding must not flip it
+                p.mul_(4.0)
+    model.save_pretrained(folder)
+    return model
+
+
+def reference(model, inputs):
+    """Logits, loss and gradients of transformers in fp32, on the host."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    model = model.float()
+    model.set_attn_implementation("eager")
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")
+    model.train()
+    out = model(input_ids=inputs["input_ids"].cuda(), labels=None)
+    logits = out.logits.float()
+    targets = inputs["labels"][:, 1:].reshape(-1).cuda()
+    loss = torch.nn.functional.cross_entropy(
+        logits[:, :-1].reshape(-1, logits.shape[-1]), targets)
+    loss.backward()
+    gradients = {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
+    return logits.detach().cpu(), loss.item(), gradients
+
+
+def run_lapidary(args, folder):
+    start = time.time()
+    subprocess.run(
+        [args.lapidary, "trace", str(folder), "--inputs", str(folder / "inputs.safetensors"),
+         "--output", str(folder / "trace.safetensors"), "--grads", "--dtype", "fp32", "--device",
+         "cuda"], check=True)
+    print(f"lapidary trace: {time.time() - start:.1f} s", file=sys.stderr)
+
+
+def compare(expected, folder):
+    from safetensors import safe_open
+
+    logits, loss, gradients = expected
+    rows = []
+    with safe_open(folder / "trace.safetensors", "pt") as got:
+        names = set(got.keys())
+        difference = (got.get_tensor("logits").double() - logits.double()).abs().max().item()
+        peak = difference / logits.abs().max().item()
+        loss_error = abs(got.get_tensor("loss").item() - loss)
+        for name, gradient in gradients.items():
+            key = "grad." + name
+            if key not in names:
+                rows.append((float("inf"), name))
+                continue
+            e = gradient.cuda().double()
+            d = (got.get_tensor(key).cuda().double() - e).norm().item()
+            rows.append((d / max(e.norm().item(), 1e-30), name))
+    rows.sort()
+    return {"logits_peak_error": peak, "loss_error": loss_error, "gradients": len(rows),
+            "gradient_median": rows[len(rows) // 2][0], "gradient_worst": rows[-1][0],
+            "gradient_worst_name": rows[-1][1]}
+
+
+def main():
+    args = arguments()
+    import torch
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = pathlib.Path(name)
+        model = save_random_model(cut_config(args), folder)
+        ids = torch.randint(3, args.vocab - 8, (1, args.tokens))
+        inputs = {"input_ids": ids, "labels": ids.clone()}
+        save_file(inputs, folder / "inputs.safetensors")
+        expected = reference(model, inputs)
+        del model
+        torch.cuda.empty_cache()
+        run_lapidary(args, folder)
+        result = compare(expected, folder)
+    ok = (result["logits_peak_error"] <= LOGITS_BOUND
+          and result["gradient_worst"] <= GRADIENT_BOUND)
+    result["ok"] = ok
+    print(json.dumps(result))
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
