@@ -57,9 +57,6 @@ def parse_arguments():
     return options
 
 
-# ---- the configuration ---------------------------------------------------------------------------
-
-
 def read_config(options):
     """The text part of config.json."""
     if options.config_json:
@@ -88,9 +85,6 @@ def shorten(text, layers, vocabulary=None):
             text[key] = min(text.get(key, vocabulary), vocabulary)
         text.update(pad_token_id=0, bos_token_id=0, eos_token_id=0, tie_word_embeddings=True)
     return text
-
-
-# ---- one variant, in a child ---------------------------------------------------------------------
 
 
 def timed(work, repeat, warm_up=WARM_UP):
@@ -292,9 +286,6 @@ def run_child(options):
     run[options.what](options, text, options.variant)
 
 
-# ---- the parent ----------------------------------------------------------------------------------
-
-
 def reason_of(errors):
     """The last line of a traceback that names an error."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
@@ -315,8 +306,8 @@ def rows_of(command, timeout, mark):
         failure = f"took longer than {timeout:.0f} s"
     except OSError as error:
         output, failure = "", str(error)
-    start = mark + "{"
-    rows = [json.loads(line[len(mark):]) for line in output.splitlines() if line.startswith(start)]
+    lines = [line for line in output.splitlines() if line.startswith(mark + "{")]
+    rows = [json.loads(line[len(mark):]) for line in lines]
     if failure or not rows:
         rows.append({"part": "-", "error": failure or "printed nothing"})
     return rows
