@@ -12,5 +12,6 @@ void add_trace(CLI::App& app);
 void add_tokenize(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_recipe(CLI::App& app);
+void add_bench(CLI::App& app);
 
 }  // namespace lapidary::cli

@@ -16,6 +16,7 @@ using gemma4::Gemma4ForConditionalGeneration;
 struct Options {
   std::string model, dtype = "bf16", device = "cpu";
   int64_t rows = 1, cols = 4096;
+  bool print_config = false;
 };
 
 const char* variant(const gemma4::TextConfig& text) {
@@ -114,6 +115,10 @@ void print_memory(Gemma4ForConditionalGeneration& model, const Options& options)
 
 void run(const Options& options) {
   const Config config = gemma4::load_config(options.model);
+  if (options.print_config) {
+    fmt::print("{}", config.json);
+    return;
+  }
   for (const std::string& warning : config.warnings) fmt::print(stderr, "warning: {}\n", warning);
   auto model = Gemma4ForConditionalGeneration::from_config(
       config, {.dtype = parse_dtype(options.dtype),
@@ -144,6 +149,7 @@ void add_inspect(CLI::App& app) {
       ->check(CLI::IsMember({"fp32", "bf16"}))
       ->capture_default_str();
   command->add_option("--device", o->device, "cpu or cuda")->capture_default_str();
+  command->add_flag("--print-config", o->print_config, "print its config.json and nothing else");
   command->callback([=] { run(*o); });
 }
 

@@ -19,6 +19,7 @@ int run(int argc, char** argv) {
   lapidary::cli::add_tokenize(app);
   lapidary::cli::add_inspect(app);
   lapidary::cli::add_recipe(app);
+  lapidary::cli::add_bench(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& request) {

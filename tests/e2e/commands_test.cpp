@@ -21,8 +21,11 @@ const std::vector<Command>& commands() {
         "--top-p", "--seed", "--print-ids", "--ignore-eos", "--dtype", "--device"}},
       {"trace", {"--inputs", "--output", "--grads", "--recompute", "--dtype", "--device"}},
       {"tokenize", {"--tokenizer"}},
-      {"inspect", {"--rows", "--seq-len", "--dtype", "--device"}},
+      {"inspect", {"--rows", "--seq-len", "--dtype", "--device", "--print-config"}},
       {"recipe", {"--keys", "--section.name=value"}},
+      {"bench",
+       {"--config", "--batch", "--seq", "--prompt", "--repeat", "--layers", "--dtype", "--device",
+        "--recompute", "--profile"}},
   };
   return all;
 }
@@ -74,7 +77,8 @@ TEST(Commands, FailuresLeaveStandardOutputEmpty) {
       {"trace", "/no/such", "--inputs", "/no/such", "--output", "/no/such"},
       {"tokenize", "--tokenizer", "/no/such"},
       {"inspect", "/no/such"},
-      {"recipe", "/no/such.yaml"}};
+      {"recipe", "/no/such.yaml"},
+      {"bench", "gemm", "--config", "/no/such"}};
   for (const auto& arguments : failing) {
     const ProcessResult result = lapidary_program(arguments);
     expect_error(result, {"/no/such"});
