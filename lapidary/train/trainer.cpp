@@ -64,6 +64,16 @@ std::string directory_of(const std::string& tokenizer) {
   return path.has_parent_path() ? path.parent_path().string() : ".";
 }
 
+AdamWOptions adamw_options(const Recipe& recipe) {
+  const OptimizerRecipe& o = recipe.optimizer;
+  return {.beta1 = o.betas.at(0),
+          .beta2 = o.betas.at(1),
+          .eps = o.eps,
+          .moments = parse_moment_type(o.state_dtype),
+          .master_weights = o.master_weights,
+          .seed = static_cast<uint64_t>(recipe.seed)};
+}
+
 std::vector<Parameter*> parameters_of(gemma4::Gemma4ForConditionalGeneration& model) {
   std::vector<Parameter*> out;
   model.for_each_parameter([&](Parameter& p) { out.push_back(&p); });
@@ -103,11 +113,7 @@ Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console)
                                                   loader_->steps_in_epoch(), accumulation,
                                                   recipe_.step_scheduler.max_steps));
   model_.zero_gradients();
-  optimizer_.emplace(model_.backend(),
-                     AdamWOptions{.beta1 = recipe_.optimizer.betas.at(0),
-                                  .beta2 = recipe_.optimizer.betas.at(1),
-                                  .eps = recipe_.optimizer.eps},
-                     parameters_of(model_));
+  optimizer_.emplace(model_.backend(), adamw_options(recipe_), parameters_of(model_));
   plan_memory();
   // Last: a run that cannot start leaves the folder as it is.
   store_.emplace(recipe_.checkpoint.checkpoint_dir);
@@ -208,6 +214,7 @@ TrainRecord Trainer::train_step(const std::vector<Batch>& batches) {
   record.loss = data_parallel_.sum(record.loss) * grad_scale;
   const std::vector<Parameter*> parameters = parameters_of(model_);
   data_parallel_.reduce_gradients(parameters);
+  optimizer_->begin_step();
   record.grad_norm = optimizer_->grad_norm(ctx_);
   if (!std::isfinite(record.loss) || !std::isfinite(record.grad_norm)) {
     fail(fmt::format("step {}", step_),
@@ -215,8 +222,8 @@ TrainRecord Trainer::train_step(const std::vector<Batch>& batches) {
                      record.loss, record.grad_norm),
          "lower optimizer.lr, or look at the data of this step");
   }
-  optimizer_->step(ctx_, schedule_->lr(step_), recipe_.optimizer.weight_decay,
-                   clip_factor(record.grad_norm, recipe_.max_grad_norm));
+  optimizer_->clip(ctx_, recipe_.max_grad_norm);
+  optimizer_->step(ctx_, schedule_->lr(step_), recipe_.optimizer.weight_decay);
   ++step_;
   record.lr = schedule_->lr(step_);
   record.mem_gib = peak_memory_gib();

@@ -41,6 +41,7 @@ void scale_by(Context& ctx, const ScaleByArgs& a);
 void fill_zero(Context& ctx, const Tensor& t);
 void adamw(Context& ctx, const AdamWArgs& a);
 void sum_of_squares(Context& ctx, const SumOfSquaresArgs& a);
+void clip_scale(Context& ctx, const ClipScaleArgs& a);
 
 int64_t matmul_scratch_bytes(const MatmulArgs& a);
 int64_t rms_norm_scratch_bytes(const RmsNormArgs& a);

@@ -35,5 +35,6 @@ void scale_by(Context&, const ScaleByArgs&) { absent(); }
 void fill_zero(Context&, const Tensor&) { absent(); }
 void adamw(Context&, const AdamWArgs&) { absent(); }
 void sum_of_squares(Context&, const SumOfSquaresArgs&) { absent(); }
+void clip_scale(Context&, const ClipScaleArgs&) { absent(); }
 
 }  // namespace lapidary::ops::cuda

@@ -43,6 +43,7 @@ void scale_by(Context& ctx, const ScaleByArgs& a);
 void fill_zero(Context& ctx, const Tensor& t);
 void adamw(Context& ctx, const AdamWArgs& a);
 void sum_of_squares(Context& ctx, const SumOfSquaresArgs& a);
+void clip_scale(Context& ctx, const ClipScaleArgs& a);
 
 int64_t sum_of_squares_scratch_bytes(const SumOfSquaresArgs& a);
 int64_t embedding_bwd_scratch_bytes(const EmbeddingBwdArgs& a);

@@ -42,5 +42,6 @@ void scale_by(Context& ctx, const ScaleByArgs& a);
 void fill_zero(Context& ctx, const Tensor& t);
 void adamw(Context& ctx, const AdamWArgs& a);
 void sum_of_squares(Context& ctx, const SumOfSquaresArgs& a);
+void clip_scale(Context& ctx, const ClipScaleArgs& a);
 
 }  // namespace lapidary::ops::ref

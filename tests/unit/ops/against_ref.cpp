@@ -62,7 +62,8 @@ int Call::added_acc(const char* name, const OwnedTensor& start, double tolerance
   return added_as(Dtype::f32, name, start, tolerance);
 }
 int Call::added_as(Dtype cpu, const char* name, const OwnedTensor& start, double tolerance) {
-  const bool integer = start->dtype() == Dtype::i64 || start->dtype() == Dtype::i32;
+  const bool integer =
+      size_of(start->dtype()) == 1 || start->dtype() == Dtype::i64 || start->dtype() == Dtype::i32;
   return add({Role::output, cpu, integer ? cpu : Dtype::f64, name, cast(start.get(), cpu),
               start->shape(), tolerance});
 }
