@@ -7,8 +7,9 @@ namespace lapidary::ops {
 
 // One AdamW step (Loshchilov & Hutter 2019, as torch computes it), in accumulate_dtype:
 //   g = grad_scale scale[0] grad;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
-//   master = master (1 - lr wd) - lr / (1 - b1^t) m / (sqrt v / sqrt(1 - b2^t) + eps);  param =
-//   master grad, master: accumulate_dtype of param.   scale: [1] f64, undefined = 1
+//   master = master (1 - lr wd) - lr / (1 - b1^t) m / (sqrt v / sqrt(1 - b2^t) + eps)
+//   param = master
+// grad, master: accumulate_dtype of param.   scale: [1] f64, undefined = 1
 // A product grad_scale scale[0] that is not finite (in f32) changes nothing at all.
 // master undefined: param itself is the master. A 16-bit param then needs stochastic_rounding: the
 // new value, computed in f32, goes up or down to a neighbour with probability proportional to its
