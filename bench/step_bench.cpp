@@ -188,8 +188,11 @@ void run(Dtype dtype, nn::Recompute policy, int steps, int64_t rows) {
   const auto step = [&] {
     model.zero_gradients(ctx);
     model.loss(ctx, inputs, input_ids, options);
-    const double norm = optimizer.grad_norm(ctx);
-    optimizer.step(ctx, 1e-4, 0.01, clip_factor(norm, 1.0));
+    optimizer.begin_step();
+    optimizer.reset_squares(ctx);
+    optimizer.add_squares(ctx);
+    optimizer.clip(ctx, 1.0);
+    optimizer.step(ctx, 1e-4, 0.01);
   };
   step();
   Profiler profiler;

@@ -62,9 +62,11 @@ void run() {
     model.zero_gradients();
     last = model.loss(ctx, inputs, tokens, options) / counted;
     if (step == 0) first = last;
+    optimizer.begin_step();
     const double norm = optimizer.grad_norm(ctx);
     std::printf("step %2d  loss %.4f  gradient norm %.4f\n", step, last, norm);
-    optimizer.step(ctx, 5e-3, 0.01, lapidary::clip_factor(norm, 1.0));
+    optimizer.clip(ctx, 1.0);
+    optimizer.step(ctx, 5e-3, 0.01);
   }
   if (last < first) std::printf("loss fell from %.4f to %.4f\n", first, last);
 }

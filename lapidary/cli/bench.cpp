@@ -36,6 +36,19 @@ void add_sizes(CLI::App& command, BenchOptions& bench) {
       ->check(CLI::PositiveNumber);
 }
 
+void add_optimizer(CLI::App& command, BenchOptions& bench) {
+  command.add_option("--state-dtype", bench.state_dtype, "step: moments in fp32, bf16 or int8")
+      ->check(CLI::IsMember({"fp32", "bf16", "int8"}))
+      ->capture_default_str();
+  command.add_flag("!--no-master-weights", bench.master_weights,
+                   "step: bf16 weights are rounded at random");
+  command.add_flag("--optimizer-in-bwd", bench.optimizer_in_bwd,
+                   "step: gradients are applied layer by layer inside backward");
+  command.add_option("--max-grad-norm", bench.max_grad_norm, "step: 0 = no clipping")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+}
+
 // Options that one kind of benchmark reads are refused by the others.
 void check_use(const CLI::App& command, const std::string& what) {
   const auto only = [&](const char* option, std::initializer_list<const char*> kinds) {
@@ -48,6 +61,10 @@ void check_use(const CLI::App& command, const std::string& what) {
   only("--layers", {"step", "decode"});
   only("--prompt", {"decode"});
   only("--recompute", {"period", "step"});
+  for (const char* option :
+       {"--state-dtype", "--no-master-weights", "--optimizer-in-bwd", "--max-grad-norm"}) {
+    only(option, {"step"});
+  }
 }
 
 }  // namespace
@@ -71,6 +88,7 @@ void add_bench(CLI::App& app) {
   command->add_option("--recompute", o->recompute, "period, step: none, light or block")
       ->check(CLI::IsMember({"none", "light", "block"}))
       ->capture_default_str();
+  add_optimizer(*command, o->bench);
   command->add_flag("--profile", o->bench.profile,
                     "add the time of every operation of one more repetition");
   command->callback([=] {

@@ -21,7 +21,13 @@ struct BenchOptions {
   int64_t layers = 0;                             // step, decode: the first so many; 0: all
   int64_t prompt = 512;                           // decode
   nn::Recompute recompute = nn::Recompute::none;  // period, step
-  bool profile = false;                           // times every operation of one more repetition
+  // step: as the recipe's optimizer.state_dtype, optimizer.master_weights, optimizer_in_bwd and
+  // clip_grad_norm.max_norm
+  std::string state_dtype = "fp32";
+  bool master_weights = true;
+  bool optimizer_in_bwd = false;
+  double max_grad_norm = 1.0;
+  bool profile = false;  // times every operation of one more repetition
 };
 
 // Milliseconds of one repetition.

@@ -4,7 +4,7 @@
 #include "lapidary/models/gemma4/cost.h"
 #include "lapidary/models/gemma4/generation.h"
 #include "lapidary/train/bench_run.h"
-#include "lapidary/train/optimizer.h"
+#include "lapidary/train/train_step.h"
 
 namespace lapidary {
 namespace {
@@ -102,34 +102,38 @@ void bench_step(BenchRun& run) {
   const gemma4::Config config = chosen_layers(run);
   auto model = run.random_model(config);
   const std::vector<int64_t> ids = run.random_ids(run.tokens(), config.text.vocab_size);
-  const ConstTensor input_ids = ids_tensor(ids, o.batch);
-  const gemma4::LossOptions options{.policy = o.recompute,
-                                    .grad_scale = 1.0 / static_cast<double>(run.tokens())};
-  model.zero_gradients();
+  const MicroBatch batch{{.input_ids = ids_tensor(ids, o.batch)}, ids_tensor(ids, o.batch)};
   std::vector<Parameter*> parameters;
   double elements = 0.0;
   model.for_each_parameter([&](Parameter& p) {
     parameters.push_back(&p);
     elements += static_cast<double>(p.shape.numel());
   });
-  const auto loss = [&](Context& ctx) {
-    model.zero_gradients(ctx);
-    model.loss(ctx, {.input_ids = input_ids}, input_ids, options);
-  };
-  BenchLine line{.part = "loss and backward",
-                 .shape = shape_of(config.text, o.batch, o.seq),
-                 .flops = gemma4::forward_cost(config.text, o.batch, o.seq).training(),
-                 .bytes = elements * (2.0 * run.width() + 8.0),  // as in bench_period
-                 .tokens = static_cast<double>(run.tokens())};
-  run.measure(line, BenchRun::Length::whole, loss);
-  AdamW optimizer(o.backend, {}, parameters);
-  line.part = "step";
-  // Also: weights written; moments and masters read and written.
-  line.bytes += elements * run.width() + 2.0 * static_cast<double>(optimizer.state_bytes());
-  run.measure(line, BenchRun::Length::whole, [&](Context& ctx) {
-    loss(ctx);
-    const double norm = optimizer.grad_norm(ctx);
-    optimizer.step(ctx, 1e-5, 0.01, clip_factor(norm, 1.0));
+  AdamW optimizer(o.backend,
+                  {.moments = parse_moment_type(o.state_dtype), .master_weights = o.master_weights},
+                  parameters);
+  SelfGroup group;
+  const DataParallel data_parallel(group);
+  TrainStep step(
+      model, optimizer, data_parallel,
+      o.optimizer_in_bwd ? gemma4::GradientBuffers::per_layer : gemma4::GradientBuffers::whole);
+  // Weights read twice and written, gradients and optimiser state read and written.
+  const BenchLine line{.part = "step",
+                       .shape = shape_of(config.text, o.batch, o.seq),
+                       .flops = gemma4::forward_cost(config.text, o.batch, o.seq).training(),
+                       .bytes = elements * (3.0 * run.width() + 8.0) +
+                                2.0 * static_cast<double>(optimizer.state_bytes()),
+                       .tokens = static_cast<double>(run.tokens())};
+  const TrainStepOptions options{.recompute = o.recompute,
+                                 .max_grad_norm = o.max_grad_norm,
+                                 .lr = 1e-5,
+                                 .weight_decay = 0.01,
+                                 .grad_scale = 1.0 / static_cast<double>(run.tokens())};
+  const MemoryPlan plan = step.plan(batch.inputs, o.recompute, 1);
+  run.measure(line, BenchRun::Length::whole, plan, [&](Context& ctx) {
+    const ArenaScope staging(ctx.staging);
+    step.issue(ctx, {&batch, 1}, options);
+    step.read(ctx);
   });
 }
 

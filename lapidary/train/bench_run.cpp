@@ -62,7 +62,11 @@ void BenchRun::measure(const BenchLine& part, Length length,
                        const std::function<void(Context&)>& work) {
   Context meta = Context::meta(options.backend);
   work(meta);
-  const MemoryPlan plan = meta.plan();
+  measure(part, length, meta.plan(), work);
+}
+
+void BenchRun::measure(const BenchLine& part, Length length, const MemoryPlan& plan,
+                       const std::function<void(Context&)>& work) {
   Context ctx = Context::make(options.backend, plan);
   seconds_of(ctx, 1, work);
   const double once = std::max(seconds_of(ctx, 1, work), 1e-7);

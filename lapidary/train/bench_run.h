@@ -19,6 +19,9 @@ class BenchRun {
   // for it leaves alone what it reads.
   enum class Length { brief, whole };
   void measure(const BenchLine& part, Length length, const std::function<void(Context&)>& work);
+  // For work that has no dry run of its own.
+  void measure(const BenchLine& part, Length length, const MemoryPlan& plan,
+               const std::function<void(Context&)>& work);
   // A line with the given seconds per repetition.
   void add(BenchLine line, std::vector<double> seconds);
 

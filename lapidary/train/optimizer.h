@@ -1,5 +1,8 @@
 #pragma once
 
+#include <optional>
+#include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "lapidary/core/context.h"
@@ -7,24 +10,49 @@
 
 namespace lapidary {
 
+// How the two moments are kept: f32 (f64 on the reference backend), bf16, or 8-bit codes with a
+// scale for each 256 elements.
+enum class MomentType { f32, bf16, int8 };
+// "fp32", "bf16", "int8"; throws Error otherwise.
+MomentType parse_moment_type(const std::string& text);
+
 struct AdamWOptions {
   double beta1 = 0.9;
   double beta2 = 0.999;
   double eps = 1e-8;
+  MomentType moments = MomentType::f32;
+  bool master_weights = true;  // of bf16 parameters; false: they are rounded at random
+  uint64_t seed = 0;           // of that rounding
 };
 
-// AdamW over the trainable parameters of a model, with f32 moments and, for bf16 parameters, an f32
-// master copy (f64 throughout on the reference backend). Weight decay acts on every parameter,
-// norms and embeddings too, as torch's does.
+// AdamW over the trainable parameters of a model. Weight decay acts on every parameter, norms and
+// embeddings too, as torch's does. A step reads no number back from the GPU:
+//   begin_step(); reset_squares(); add_squares() ..; clip(); step() or update() ..
+// Gradients may come one by one: add_squares() and update() read Parameter::grad when they are
+// called, and need that of no other parameter. A step whose gradient norm clip() finds not finite
+// changes nothing.
 class AdamW {
  public:
-  // Parameters must keep their addresses and have gradient buffers; frozen ones are skipped.
+  // Parameters must keep their addresses. Those that are frozen, or never trained, are skipped.
   AdamW(Backend backend, const AdamWOptions& options, const std::vector<Parameter*>& parameters);
 
-  // Square root of the sum of squares of all gradients, times grad_scale.
-  double grad_norm(Context& ctx, double grad_scale = 1.0) const;
-  // One update with gradients multiplied by grad_scale (1 / counted tokens, clipping).
-  void step(Context& ctx, double lr, double weight_decay, double grad_scale);
+  void begin_step();
+  void reset_squares(Context& ctx);
+  // Adds the squares of a gradient, or of all, to their sum.
+  void add_squares(Context& ctx, const Parameter& parameter);
+  void add_squares(Context& ctx);
+  // From the sum of squares: the norm of the gradients, and what the updates of this step multiply
+  // them by so that it is at most max_norm (<= 0: no limit). Without clip() they are as they are.
+  void clip(Context& ctx, double max_norm);
+  // [1] f64 on the backend: as the last clip() or grad_norm() found it.
+  ConstTensor norm() const { return norm_.get(); }
+
+  // Parameters that are skipped may come too: nothing happens.
+  void update(Context& ctx, Parameter& parameter, double lr, double weight_decay);
+  void step(Context& ctx, double lr, double weight_decay);  // all
+
+  // The norm of all gradients, now. Waits for the GPU; clip() may follow without more squares.
+  double grad_norm(Context& ctx);
 
   int64_t steps() const { return steps_; }
   int64_t num_trainable() const;  // elements
@@ -33,15 +61,20 @@ class AdamW {
  private:
   struct Entry {
     Parameter* parameter;
-    OwnedTensor m, v, master;
+    OwnedTensor m, v, m_scale, v_scale, master;
+    uint64_t stream = 0;
   };
+  Entry make_entry(Context& ctx, Parameter& parameter) const;
+  void find_norm(Context& ctx);
+  void update(Context& ctx, const Entry& entry, double lr, double weight_decay);
+
+  Backend backend_;
   AdamWOptions options_;
   std::vector<Entry> entries_;
+  std::unordered_map<const Parameter*, size_t> entry_of_;
+  OwnedTensor squares_, norm_, scale_;
+  std::optional<double> max_norm_;  // of clip() in this step
   int64_t steps_ = 0;
 };
-
-// Factor for the gradients so that their norm is at most max_norm: min(1, max_norm / (norm +
-// 1e-6)). max_norm <= 0: no clipping.
-double clip_factor(double grad_norm, double max_norm);
 
 }  // namespace lapidary

@@ -83,6 +83,8 @@ struct OptimizerRecipe {
   std::vector<double> betas = {0.9, 0.999};
   double eps = 1e-8;
   double weight_decay = 0.01;
+  std::string state_dtype = "fp32";  // of the moments: fp32, bf16 or int8
+  bool master_weights = true;        // false: bf16 parameters are rounded at random
 };
 
 struct LrSchedulerRecipe {
@@ -124,6 +126,8 @@ struct RecipeWords {
   std::string activation_checkpointing;
   std::string collate_fn;
   std::string post_tokenize_hook;
+  std::string optimizer_target;
+  std::string stochastic_rounding;
   std::optional<int64_t> seed = {};
   std::optional<int64_t> rng_seed = {};
 };
@@ -134,6 +138,7 @@ struct Recipe {
   std::string device = "cpu";
   int64_t seed = 42;
   nn::Recompute recompute = nn::Recompute::none;
+  bool optimizer_in_bwd = false;  // layer by layer inside backward, see TrainStep
   StepSchedulerRecipe step_scheduler;
   ModelRecipe model;
   DatasetRecipe dataset;

@@ -138,6 +138,10 @@ class Checker {
 
   void batches() {
     const StepSchedulerRecipe& s = r_.step_scheduler;
+    if (r_.optimizer_in_bwd && s.global_batch_size != s.local_batch_size) {
+      problem("optimizer_in_bwd", "needs one micro-batch a step",
+              "set step_scheduler.global_batch_size to " + std::to_string(s.local_batch_size));
+    }
     if (s.global_batch_size % s.local_batch_size != 0) {
       problem("step_scheduler.global_batch_size",
               std::to_string(s.global_batch_size) + " is not a multiple of local_batch_size " +
@@ -205,6 +209,39 @@ class Checker {
     if (o.betas.size() != 2 || o.betas[0] >= 1.0 || o.betas[1] >= 1.0) {
       problem("optimizer.betas", "are not two numbers below 1", "use e.g. [0.9, 0.95]");
     }
+    optimizer_state();
+  }
+
+  // The spellings of other optimisers and of dtypes become the recipe's own.
+  void optimizer_state() {
+    OptimizerRecipe& o = r_.optimizer;
+    RecipeWords& w = r_.words;
+    if (o.state_dtype == "float32") o.state_dtype = "fp32";
+    if (o.state_dtype == "bfloat16") o.state_dtype = "bf16";
+    if (w.optimizer_target == "AdamW8bit") {
+      if (written("optimizer.state_dtype") && o.state_dtype != "int8") {
+        problem("optimizer.state_dtype", o.state_dtype + " is not what AdamW8bit keeps",
+                "use int8, or torch.optim.AdamW");
+      }
+      o.state_dtype = "int8";
+      r_.notes.push_back(r_.places["optimizer._target_"] +
+                         ": optimizer._target_ AdamW8bit means optimizer.state_dtype: int8");
+    }
+    const std::optional<Dtype> dtype = r_.model.torch_dtype;
+    const bool floats = dtype == Dtype::f32 || (!dtype && r_.model.from_config());
+    if (w.stochastic_rounding == "true" && floats) {
+      problem("optimizer.stochastic_rounding", "is for bfloat16 parameters",
+              "leave it out, or set model.torch_dtype to bfloat16");
+    } else if (w.stochastic_rounding == "true" && o.master_weights) {
+      problem("optimizer.stochastic_rounding", "goes without master weights",
+              "set optimizer.master_weights to false");
+    } else if (w.stochastic_rounding == "false" && !o.master_weights && !floats) {
+      problem("optimizer.stochastic_rounding",
+              "false loses small updates of bfloat16 parameters without master weights",
+              "leave it out, or set optimizer.master_weights to true");
+    }
+    w.optimizer_target.clear();
+    w.stochastic_rounding.clear();
   }
 
   void schedule() {

@@ -47,6 +47,10 @@ void add_run(Fields& f) {
       "what backward computes again to save memory: nothing, norms and GLU, or whole blocks; "
       "unset: from distributed.activation_checkpointing, else none")
       .one_of({"none", "light", "block"});
+  add(f, "optimizer_in_bwd", at(&Recipe::optimizer_in_bwd),
+      "apply each layer's gradients inside backward: the gradients of one layer exist at a time. "
+      "global_batch_size must equal local_batch_size; with clipping, forward and backward run "
+      "twice");
   ignore(f, "rng", {"_target_", "ranked"}, "NeMo's random state");
   add(f, "rng.seed", at(&Recipe::words, &RecipeWords::rng_seed), "used when seed is unset");
   ignore(f, "", {"dist_env"}, "process groups of NeMo");
@@ -180,22 +184,35 @@ void add_loader(Fields& f) {
 void add_optimizer(Fields& f) {
   using O = OptimizerRecipe;
   const auto o = &Recipe::optimizer;
-  add(f, "optimizer._target_", {}, "AdamW").target({"AdamW"}).instead("use torch.optim.AdamW");
+  add(f, "optimizer._target_", at(&Recipe::words, &RecipeWords::optimizer_target),
+      "AdamW; AdamW8bit means state_dtype: int8")
+      .target({"AdamW", "AdamW8bit"})
+      .instead("use torch.optim.AdamW");
   add(f, "optimizer.lr", at(o, &O::lr), "learning rate (its peak, with a schedule); required")
       .at_least(0);
   add(f, "optimizer.betas", at(o, &O::betas), "decay of the two moments").between(0, 1, false);
   add(f, "optimizer.eps", at(o, &O::eps), "added to the root of the second moment").above(0);
   add(f, "optimizer.weight_decay", at(o, &O::weight_decay), "decoupled, on all parameters")
       .at_least(0);
+  add(f, "optimizer.state_dtype", at(o, &O::state_dtype),
+      "what the moments are kept in; int8: codes with a scale for each 256 elements")
+      .one_of({"fp32", "bf16", "int8", "float32", "bfloat16"})
+      .last_part = true;
+  add(f, "optimizer.master_weights", at(o, &O::master_weights),
+      "keep a float32 copy of bfloat16 parameters; false: round them at random instead");
+  add(f, "optimizer.stochastic_rounding", at(&Recipe::words, &RecipeWords::stochastic_rounding),
+      "random rounding of bfloat16 parameters: what master_weights: false means")
+      .one_of({"false", "true"});
   for (const char* name : {"amsgrad", "maximize"}) {
     add(f, std::string("optimizer.") + name, {}, "variants of AdamW").only({"false"});
   }
   for (const char* name : {"exp_avg_dtype", "exp_avg_sq_dtype"}) {
-    add(f, std::string("optimizer.") + name, {}, "type of the moments").only({"torch.float32"});
+    add(f, std::string("optimizer.") + name, {}, "type of one moment")
+        .only({"torch.float32"})
+        .instead("use optimizer.state_dtype for both");
   }
   ignore(f, "optimizer",
-         {"foreach", "fused", "capturable", "differentiable", "master_weights",
-          "store_param_remainders"},
+         {"foreach", "fused", "capturable", "differentiable", "store_param_remainders"},
          "kernels of torch's and of Transformer Engine's optimisers");
   refuse(f, "optimizer.param_group_overrides", "rates by parameter", "leave it out");
   add(f, "clip_grad_norm.max_norm", at(&Recipe::max_grad_norm),
@@ -384,6 +401,7 @@ const std::vector<std::pair<std::string, std::string>>& recipe_aliases() {
       {"validation_dataset.seq_length", "validation_dataset.max_length"},
       {"validation_dataset.tokenizer.pretrained_model_name_or_path",
        "validation_dataset.tokenizer"},
+      {"optimizer.bf16_stochastic_round", "optimizer.stochastic_rounding"},
       {"packed_sequence.packed_sequence_size", "packed_sequence.pack_size"},
       {"model.config.pretrained_model_name_or_path", "model.config"},
   };

@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "lapidary/core/error.h"
+#include "lapidary/core/transfer.h"
 #include "lapidary/models/gemma4/generation.h"
 #include "lapidary/train/samples.h"
 
@@ -17,7 +18,9 @@ namespace {
 
 constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
 
-double peak_memory_gib() {
+// Of the GPU when the model lies there, else of this process.
+double peak_memory_gib(Backend backend) {
+  if (backend == Backend::cuda) return static_cast<double>(gpu::peak_bytes()) / kGiB;
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return static_cast<double>(usage.ru_maxrss) * 1024.0 / kGiB;
@@ -41,9 +44,10 @@ int64_t tokens_without_tail(const Batch& batch) {
   return count;
 }
 
-std::optional<ExpertLoad> load_of(const gemma4::Gemma4TextModel& model) {
-  const ConstTensor loads = model.expert_loads();
-  if (!loads.defined()) return std::nullopt;
+std::optional<ExpertLoad> load_of(gemma4::Gemma4ForConditionalGeneration& model) {
+  if (!model.language_model().expert_loads().defined()) return std::nullopt;
+  const OwnedTensor fetched = to_host(model.backend(), model.language_model().expert_loads());
+  const Tensor& loads = fetched.get();
   std::vector<std::vector<int64_t>> tokens;
   for (int64_t i = 0; i < loads.dim(0); ++i) {
     const int64_t* row = loads.as<int64_t>() + i * loads.dim(1);
@@ -62,6 +66,16 @@ std::string directory_of(const std::string& tokenizer) {
   const std::filesystem::path path = tokenizer;
   if (tokenizer.empty() || std::filesystem::is_directory(path)) return tokenizer;
   return path.has_parent_path() ? path.parent_path().string() : ".";
+}
+
+AdamWOptions adamw_options(const Recipe& recipe) {
+  const OptimizerRecipe& o = recipe.optimizer;
+  return {.beta1 = o.betas.at(0),
+          .beta2 = o.betas.at(1),
+          .eps = o.eps,
+          .moments = parse_moment_type(o.state_dtype),
+          .master_weights = o.master_weights,
+          .seed = static_cast<uint64_t>(recipe.seed)};
 }
 
 std::vector<Parameter*> parameters_of(gemma4::Gemma4ForConditionalGeneration& model) {
@@ -102,12 +116,10 @@ Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console)
   schedule_ = recipe_.lr_schedule(scheduled_steps(recipe_.step_scheduler.num_epochs,
                                                   loader_->steps_in_epoch(), accumulation,
                                                   recipe_.step_scheduler.max_steps));
-  model_.zero_gradients();
-  optimizer_.emplace(model_.backend(),
-                     AdamWOptions{.beta1 = recipe_.optimizer.betas.at(0),
-                                  .beta2 = recipe_.optimizer.betas.at(1),
-                                  .eps = recipe_.optimizer.eps},
-                     parameters_of(model_));
+  optimizer_.emplace(model_.backend(), adamw_options(recipe_), parameters_of(model_));
+  step_on_device_.emplace(model_, *optimizer_, data_parallel_,
+                          recipe_.optimizer_in_bwd ? gemma4::GradientBuffers::per_layer
+                                                   : gemma4::GradientBuffers::whole);
   plan_memory();
   // Last: a run that cannot start leaves the folder as it is.
   store_.emplace(recipe_.checkpoint.checkpoint_dir);
@@ -115,14 +127,15 @@ Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console)
 }
 
 void Trainer::plan_memory() {
-  const gemma4::LossOptions train{.policy = recipe_.recompute};
   const int64_t rows = recipe_.step_scheduler.local_batch_size;
-  MemoryPlan plan = model_.plan_loss(gemma4::TextInputs::of_shape(rows, data_.longest), train);
+  MemoryPlan plan = step_on_device_->plan(gemma4::TextInputs::of_shape(rows, data_.longest),
+                                          recipe_.recompute, recipe_.gradient_accumulation());
   if (evaluator_) {
     const MemoryPlan eval = model_.plan_loss(
         gemma4::TextInputs::of_shape(evaluator_->rows(), evaluator_->cols()), {.backward = false});
     plan.activations = std::max(plan.activations, eval.activations);
     plan.scratch = std::max(plan.scratch, eval.scratch);
+    plan.staging = std::max(plan.staging, eval.staging);
   }
   ctx_ = Context::make(model_.backend(), plan);
 }
@@ -153,9 +166,10 @@ void Trainer::describe() {
                       data_.report.truncated + (data_.packing ? data_.packing->truncated : 0)));
   message(fmt::format(
       "memory: {:.1f} MiB activations ({} recompute), {:.1f} MiB scratch, "
-      "{:.1f} MiB optimiser state",
+      "{:.1f} MiB gradients, {:.1f} MiB optimiser state",
       static_cast<double>(ctx_.activations.capacity()) / 1048576.0, nn::name_of(recipe_.recompute),
       static_cast<double>(ctx_.scratch.capacity()) / 1048576.0,
+      static_cast<double>(model_.gradient_bytes()) / 1048576.0,
       static_cast<double>(optimizer_->state_bytes()) / 1048576.0));
   message(fmt::format("steps: {} of {} samples, logs in {}", total_steps_,
                       recipe_.step_scheduler.global_batch_size, store_->folder()));
@@ -199,30 +213,30 @@ TrainRecord Trainer::train_step(const std::vector<Batch>& batches) {
   const double grad_scale =
       1.0 / static_cast<double>(std::max<int64_t>(record.num_label_tokens, 1));
 
-  model_.zero_gradients(ctx_);
-  model_.language_model().reset_expert_loads(ctx_);
-  for (const Batch& batch : batches) {
-    record.loss += model_.loss(ctx_, text_inputs(batch), label_tensor(batch),
-                               {.policy = recipe_.recompute, .grad_scale = grad_scale});
-  }
-  record.loss = data_parallel_.sum(record.loss) * grad_scale;
-  const std::vector<Parameter*> parameters = parameters_of(model_);
-  data_parallel_.reduce_gradients(parameters);
-  record.grad_norm = optimizer_->grad_norm(ctx_);
+  const ArenaScope staging(ctx_.staging);
+  std::vector<MicroBatch> micro;
+  for (const Batch& batch : batches) micro.push_back({text_inputs(batch), label_tensor(batch)});
+  step_on_device_->issue(ctx_, micro,
+                         {.recompute = recipe_.recompute,
+                          .max_grad_norm = recipe_.max_grad_norm,
+                          .lr = schedule_->lr(step_),
+                          .weight_decay = recipe_.optimizer.weight_decay,
+                          .grad_scale = grad_scale});
+  const TrainStep::Result result = step_on_device_->read(ctx_);
+  record.loss = data_parallel_.sum(result.loss) * grad_scale;
+  record.grad_norm = result.grad_norm;
   if (!std::isfinite(record.loss) || !std::isfinite(record.grad_norm)) {
     fail(fmt::format("step {}", step_),
          fmt::format("loss {} and gradient norm {} are not finite; the model was not updated",
                      record.loss, record.grad_norm),
          "lower optimizer.lr, or look at the data of this step");
   }
-  optimizer_->step(ctx_, schedule_->lr(step_), recipe_.optimizer.weight_decay,
-                   clip_factor(record.grad_norm, recipe_.max_grad_norm));
   ++step_;
   record.lr = schedule_->lr(step_);
-  record.mem_gib = peak_memory_gib();
+  record.mem_gib = peak_memory_gib(model_.backend());
   record.tps = static_cast<double>(record.num_tokens_per_step) / (seconds_now() - start);
   record.tps_per_gpu = record.tps / static_cast<double>(data_parallel_.size());
-  record.moe = load_of(model_.language_model());
+  record.moe = load_of(model_);
   return record;
 }
 
@@ -237,7 +251,7 @@ void Trainer::validate() {
                                 .val_loss = evaluation.loss,
                                 .lr = schedule_->lr(step_),
                                 .num_label_tokens = evaluation.num_label_tokens,
-                                .mem_gib = peak_memory_gib()};
+                                .mem_gib = peak_memory_gib(model_.backend())};
   metrics_->write(record);
   if (progress_) progress_->write(record);
 }

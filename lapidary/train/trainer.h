@@ -14,6 +14,7 @@
 #include "lapidary/train/optimizer.h"
 #include "lapidary/train/progress.h"
 #include "lapidary/train/run_setup.h"
+#include "lapidary/train/train_step.h"
 
 namespace lapidary {
 
@@ -70,6 +71,7 @@ class Trainer {
   std::optional<Evaluator> evaluator_;
   std::optional<DataLoader> loader_;
   std::optional<AdamW> optimizer_;
+  std::optional<TrainStep> step_on_device_;
   std::optional<LrSchedule> schedule_;
   std::optional<CheckpointStore> store_;
   std::optional<MetricsWriter> metrics_;

@@ -9,7 +9,6 @@
 #include "lapidary/checkpoint/safetensors.h"
 #include "lapidary/core/error.h"
 #include "lapidary/core/transfer.h"
-#include "lapidary/train/optimizer.h"
 #include "tests/support/tensors.h"
 
 namespace lapidary::test {
@@ -207,11 +206,14 @@ LossAndGradients run_gradients(Gemma4ForConditionalGeneration& model, const Gold
 }
 
 Trajectory run_training(Gemma4ForConditionalGeneration& model, const TensorFile& train,
-                        int64_t steps, const Disturb& disturb) {
+                        int64_t steps, const Disturb& disturb, AdamWOptions options) {
   model.zero_gradients();
   std::vector<Parameter*> parameters;
   model.for_each_parameter([&](Parameter& p) { parameters.push_back(&p); });
-  AdamW optimizer(model.backend(), {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8}, parameters);
+  options.beta1 = 0.9;
+  options.beta2 = 0.95;
+  options.eps = 1e-8;
+  AdamW optimizer(model.backend(), options, parameters);
   Context ctx = Context::make(model.backend());
   Trajectory out;
   for (int64_t step = 0; step < steps; ++step) {
@@ -224,8 +226,10 @@ Trajectory run_training(Gemma4ForConditionalGeneration& model, const TensorFile&
         if (p->grad.defined()) disturb(step, *p);
       }
     }
+    optimizer.begin_step();
     const double norm = optimizer.grad_norm(ctx);
-    optimizer.step(ctx, 1e-3, 0.01, clip_factor(norm, 1.0));
+    optimizer.clip(ctx, 1.0);
+    optimizer.step(ctx, 1e-3, 0.01);
     out.losses.push_back(sum / count);
     out.grad_norms.push_back(norm);
   }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "lapidary/models/gemma4/conditional_generation.h"
+#include "lapidary/train/optimizer.h"
 
 // The golden cases below tests/golden/data: what the reference implementation computed in f64 on
 // small models. A case is a Hugging Face directory with
@@ -93,10 +94,11 @@ struct Trajectory {
 };
 // `steps` steps of AdamW as the golden cases ran them: lr 1e-3, betas 0.9 and 0.95, eps 1e-8,
 // weight decay 0.01, gradient norm clipped at 1; step s uses batch s mod 4. Norms before clipping.
-// disturb (may be empty) sees the gradients of each step before they are used.
+// disturb (may be empty) sees the gradients of each step before they are used. options: how state
+// is kept.
 using Disturb = std::function<void(int64_t step, Parameter& parameter)>;
 Trajectory run_training(Gemma4ForConditionalGeneration& model, const TensorFile& train,
-                        int64_t steps, const Disturb& disturb = {});
+                        int64_t steps, const Disturb& disturb = {}, AdamWOptions options = {});
 
 // Errors over the real tokens of [B, S, ..] tensors.
 struct TokenError {

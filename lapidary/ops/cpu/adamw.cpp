@@ -1,4 +1,5 @@
 #include <cmath>
+#include <limits>
 
 #include "lapidary/ops/cpu/by_dtype.h"
 #include "lapidary/ops/cpu/cpu.h"
@@ -9,9 +10,9 @@
 namespace lapidary::ops::cpu {
 namespace {
 
-AdamWStep constants(const AdamWArgs& a) {
+AdamWStep constants(const AdamWArgs& a, double grad_scale) {
   const auto t = static_cast<double>(a.step);
-  return {.grad_scale = static_cast<float>(a.grad_scale),
+  return {.grad_scale = static_cast<float>(grad_scale),
           .beta1 = static_cast<float>(a.beta1),
           .one_minus_beta1 = static_cast<float>(1.0 - a.beta1),
           .beta2 = static_cast<float>(a.beta2),
@@ -22,29 +23,146 @@ AdamWStep constants(const AdamWArgs& a) {
           .eps = static_cast<float>(a.eps)};
 }
 
+// Everything the step touches, each as one row of all elements (flat) or as [rows, columns].
+struct Views {
+  bool flat;
+  Tensor param, master, m, v;
+  ConstTensor grad;
+
+  explicit Views(const AdamWArgs& a)
+      : flat(all_contiguous(a.param, a.grad, a.m, a.v) &&
+             (!a.master.defined() || a.master.contiguous())),
+        param(view(a.param)),
+        master(view(a.master)),
+        m(view(a.m)),
+        v(view(a.v)),
+        grad(view(a.grad)) {}
+
+ private:
+  template <class View>
+  View view(const View& t) const {
+    return flat || !t.defined() ? t : t.rows();
+  }
+};
+
+// Moments in accumulate_dtype, and a master copy or a param that is its own: in place.
+void in_place(const Views& t, const AdamWStep& step) {
+  by_dtype("adamw", t.param.dtype(), [&]<class T>(T) {
+    T* p = t.param.as<T>();
+    float* master = data_or_null<float>(t.master);
+    const float* grad = t.grad.as<float>();
+    float* m = t.m.as<float>();
+    float* v = t.v.as<float>();
+    for_pieces(t.param, t.flat, [&](int64_t row, int64_t column, int64_t count) {
+      const auto at = [&](const ConstTensor& x) { return row_offset(x, t.flat, row) + column; };
+      adamw_row(p + at(t.param), master == nullptr ? nullptr : master + at(t.master),
+                grad + at(t.grad), m + at(t.m), v + at(t.v), count, step);
+    });
+  });
+}
+
+// `count` elements of a tensor from `first` on, in row-major order: f(offset, done, length) for
+// every run of neighbours.
+struct Span {
+  bool flat;
+  int64_t first, count;
+
+  template <class F>
+  void runs(const ConstTensor& t, F&& f) const {
+    if (flat) return f(first, int64_t{0}, count);
+    const int64_t columns = t.dim(1);
+    for (int64_t done = 0; done < count;) {
+      const int64_t column = (first + done) % columns;
+      const int64_t length = std::min(count - done, columns - column);
+      f((first + done) / columns * t.stride(0) + column, done, length);
+      done += length;
+    }
+  }
+  void read(const ConstTensor& t, float* to) const {
+    by_dtype("adamw", t.dtype(), [&]<class T>(T) {
+      runs(t, [&](int64_t offset, int64_t done, int64_t length) {
+        axpby_row(t.as<T>() + offset, static_cast<const T*>(nullptr), to + done, length, 1.0F,
+                  0.0F);
+      });
+    });
+  }
+  void write(const float* from, const Tensor& t) const {
+    by_dtype("adamw", t.dtype(), [&]<class T>(T) {
+      runs(t, [&](int64_t offset, int64_t done, int64_t length) {
+        axpby_row(from + done, static_cast<const float*>(nullptr), t.as<T>() + offset, length, 1.0F,
+                  0.0F);
+      });
+    });
+  }
+};
+
+// One of the moments of a block.
+struct Moment {
+  const Tensor& kept;
+  const Tensor& scale;
+  bool is_signed;
+
+  void read(const Span& span, float* to) const {
+    if (kept.dtype() != Dtype::u8) return span.read(kept, to);
+    const float* values = (is_signed ? kSignedCodes : kUnsignedCodes).value;
+    const float largest = scale.as<float>()[span.first / kQuantBlock];
+    span.runs(kept, [&](int64_t offset, int64_t done, int64_t length) {
+      decode_row(kept.as<uint8_t>() + offset, values, largest, to + done, length);
+    });
+  }
+  void write(const Span& span, const float* from) const {
+    if (kept.dtype() != Dtype::u8) return span.write(from, kept);
+    const float largest = largest_magnitude(from, span.count);
+    const float inverse = inverse_scale(largest);
+    scale.as<float>()[span.first / kQuantBlock] = inverse == 0.0F ? 0.0F : largest;
+    const auto encode = is_signed ? encode_signed : encode_unsigned;
+    span.runs(kept, [&](int64_t offset, int64_t done, int64_t length) {
+      encode(from + done, inverse, kept.as<uint8_t>() + offset, length);
+    });
+  }
+};
+
+void write_at_random(const Span& span, const float* from, const Tensor& param, const AdamWArgs& a) {
+  uint16_t random[kQuantBlock];
+  rounding_block(a.seed, a.stream, rounding_counter(a.step, a.first_element + span.first), random);
+  span.runs(param, [&](int64_t offset, int64_t done, int64_t length) {
+    round_row(from + done, random + done, param.as<bf16>() + offset, length);
+  });
+}
+
+// Anything else: block by block through f32.
+void by_block(const Views& t, const AdamWArgs& a, const AdamWStep& step) {
+  const Moment kept_m{t.m, a.m_scale, true}, kept_v{t.v, a.v_scale, false};
+  const bool random = !a.master.defined() && a.param.dtype() == Dtype::bf16;
+  const Tensor& source = a.master.defined() ? t.master : t.param;
+  parallel_blocks(a.param.numel(), kQuantBlock, [&](int64_t first, int64_t last) {
+    float w[kQuantBlock], g[kQuantBlock], m[kQuantBlock], v[kQuantBlock];
+    const Span span{t.flat, first, last - first};
+    span.read(source, w);
+    span.read(t.grad, g);
+    kept_m.read(span, m);
+    kept_v.read(span, v);
+    adamw_row(w, nullptr, g, m, v, span.count, step);
+    kept_m.write(span, m);
+    kept_v.write(span, v);
+    if (random) return write_at_random(span, w, t.param, a);
+    span.write(w, t.param);
+    if (a.master.defined()) span.write(w, t.master);
+  });
+}
+
 }  // namespace
 
 void adamw(Context&, const AdamWArgs& a) {
-  const AdamWStep step = constants(a);
-  const bool flat =
-      all_contiguous(a.param, a.grad, a.m, a.v) && (!a.master.defined() || a.master.contiguous());
-  const auto view = [flat]<class View>(const View& t) {
-    return flat || !t.defined() ? t : t.rows();
-  };
-  const Tensor param = view(a.param), master = view(a.master), m = view(a.m), v = view(a.v);
-  const ConstTensor grad = view(a.grad);
-  by_dtype("adamw", a.param.dtype(), [&]<class T>(T) {
-    T* p = param.as<T>();
-    float* master_data = data_or_null<float>(master);
-    const float* grad_data = grad.as<float>();
-    float* m_data = m.as<float>();
-    float* v_data = v.as<float>();
-    for_pieces(param, flat, [&](int64_t row, int64_t column, int64_t count) {
-      const auto at = [&](const ConstTensor& t) { return row_offset(t, flat, row) + column; };
-      adamw_row(p + at(param), master_data == nullptr ? nullptr : master_data + at(master),
-                grad_data + at(grad), m_data + at(m), v_data + at(v), count, step);
-    });
-  });
+  const double grad_scale = a.grad_scale * (a.scale.defined() ? a.scale.as<double>()[0] : 1.0);
+  const AdamWStep step = constants(a, grad_scale);
+  if (!std::isfinite(step.grad_scale)) return;
+  const Views views(a);
+  const bool own = a.master.defined() || a.param.dtype() == Dtype::f32;
+  if (own && a.m.dtype() == Dtype::f32)
+    in_place(views, step);
+  else
+    by_block(views, a, step);
 }
 
 void sum_of_squares(Context&, const SumOfSquaresArgs& a) {
@@ -71,6 +189,13 @@ void sum_of_squares(Context&, const SumOfSquaresArgs& a) {
     }
   });
   a.sum.as<double>()[0] += total;
+}
+
+void clip_scale(Context&, const ClipScaleArgs& a) {
+  const double norm = std::sqrt(a.sum.as<double>()[0]);
+  a.norm.as<double>()[0] = norm;
+  const double scale = a.max_norm > 0.0 ? std::min(1.0, a.max_norm / (norm + 1e-6)) : 1.0;
+  a.scale.as<double>()[0] = std::isfinite(norm) ? scale : std::numeric_limits<double>::quiet_NaN();
 }
 
 }  // namespace lapidary::ops::cpu

@@ -43,6 +43,7 @@ void fill_zero(Context& ctx, const Tensor& t);
 void fill_normal(Context& ctx, const FillNormalArgs& a);
 void adamw(Context& ctx, const AdamWArgs& a);
 void sum_of_squares(Context& ctx, const SumOfSquaresArgs& a);
+void clip_scale(Context& ctx, const ClipScaleArgs& a);
 
 int64_t matmul_scratch_bytes(const MatmulArgs& a);
 int64_t rms_norm_scratch_bytes(const RmsNormArgs& a);

@@ -59,6 +59,7 @@ float dot_row(const T* a, const T* b, int64_t n);
 template <class T>
 void softcap_row(T* z, int64_t n, float cap);
 
+// --- simd_adamw.cpp
 // The constants of one AdamW step, prepared in double.
 struct AdamWStep {
   float grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2;
@@ -71,6 +72,17 @@ struct AdamWStep {
 template <class T>
 void adamw_row(T* param, float* master, const float* grad, float* m, float* v, int64_t n,
                const AdamWStep& step);
+// max_j |x_j|
+float largest_magnitude(const float* x, int64_t n);
+// x = scale values[codes];  values [256] of a table of quantize.h
+void decode_row(const uint8_t* codes, const float* values, float scale, float* x, int64_t n);
+// The codes of x inverse, in [-1, 1] or [0, 1]
+void encode_signed(const float* x, float inverse, uint8_t* codes, int64_t n);
+void encode_unsigned(const float* x, float inverse, uint8_t* codes, int64_t n);
+// Random bits of the kQuantBlock elements that begin at the one with this rounding_counter()
+void rounding_block(uint64_t seed, uint64_t stream, uint64_t counter, uint16_t* random);
+// out = x, rounded at random
+void round_row(const float* x, const uint16_t* random, bf16* out, int64_t n);
 
 // --- simd_softmax.cpp: visible [n] (1 = visible) may be null: all are
 constexpr float kLowest = -3.0e38F;  // below every score; stands for "none"

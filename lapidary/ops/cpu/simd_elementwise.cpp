@@ -1,5 +1,4 @@
 #include <cmath>
-#include <type_traits>
 
 #include "lapidary/ops/cpu/kernels.h"
 #include "lapidary/ops/cpu/simd.h"
@@ -57,24 +56,6 @@ LAPIDARY_INLINE void cap_row(T* z, int64_t n, float cap) {
   for (int64_t j = 0; j < n; ++j) store(z, j, cap * tanh_of(load(z, j) * inverse));
 }
 
-template <class T>
-LAPIDARY_INLINE void adamw_loop(T* param, float* master, const float* grad, float* m, float* v,
-                                int64_t n, const AdamWStep& step) {
-  const AdamWStep s = step;
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) {
-    const float g = s.grad_scale * grad[j];
-    const float new_m = s.beta1 * m[j] + s.one_minus_beta1 * g;
-    const float new_v = s.beta2 * v[j] + s.one_minus_beta2 * g * g;
-    const float size = std::sqrt(new_v) * s.v_factor + s.eps;
-    const float value = master[j] * s.decay - s.rate * new_m / size;
-    m[j] = new_m;
-    v[j] = new_v;
-    master[j] = value;
-    if constexpr (!std::is_same_v<T, float>) store(param, j, value);
-  }
-}
-
 }  // namespace
 
 #define LAPIDARY_AXPBY(A, B, O)                                                                   \
@@ -118,19 +99,6 @@ LAPIDARY_CLONES void softcap_row<float>(float* z, int64_t n, float cap) {
 template <>
 LAPIDARY_CLONES void softcap_row<bf16>(bf16* z, int64_t n, float cap) {
   cap_row(z, n, cap);
-}
-
-template <>
-LAPIDARY_CLONES void adamw_row<float>(float* param, float* master, const float* grad, float* m,
-                                      float* v, int64_t n, const AdamWStep& step) {
-  if (master == nullptr) return adamw_loop(param, param, grad, m, v, n, step);
-  adamw_loop(param, master, grad, m, v, n, step);
-  axpby_loop(master, static_cast<const float*>(nullptr), param, n, 1.0F, 0.0F);
-}
-template <>
-LAPIDARY_CLONES void adamw_row<bf16>(bf16* param, float* master, const float* grad, float* m,
-                                     float* v, int64_t n, const AdamWStep& step) {
-  adamw_loop(param, master, grad, m, v, n, step);
 }
 
 }  // namespace lapidary::ops::cpu

@@ -36,5 +36,6 @@ void fill_zero(Context&, const Tensor&) { absent(); }
 void fill_normal(Context&, const FillNormalArgs&) { absent(); }
 void adamw(Context&, const AdamWArgs&) { absent(); }
 void sum_of_squares(Context&, const SumOfSquaresArgs&) { absent(); }
+void clip_scale(Context&, const ClipScaleArgs&) { absent(); }
 
 }  // namespace lapidary::ops::cuda

@@ -46,6 +46,7 @@ void fill_zero(Context& ctx, const Tensor& t);
 void fill_normal(Context& ctx, const FillNormalArgs& a);
 void adamw(Context& ctx, const AdamWArgs& a);
 void sum_of_squares(Context& ctx, const SumOfSquaresArgs& a);
+void clip_scale(Context& ctx, const ClipScaleArgs& a);
 
 int64_t sum_of_squares_scratch_bytes(const SumOfSquaresArgs& a);
 int64_t embedding_bwd_scratch_bytes(const EmbeddingBwdArgs& a);

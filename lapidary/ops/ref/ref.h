@@ -44,5 +44,6 @@ void fill_zero(Context& ctx, const Tensor& t);
 void fill_normal(Context& ctx, const FillNormalArgs& a);
 void adamw(Context& ctx, const AdamWArgs& a);
 void sum_of_squares(Context& ctx, const SumOfSquaresArgs& a);
+void clip_scale(Context& ctx, const ClipScaleArgs& a);
 
 }  // namespace lapidary::ops::ref

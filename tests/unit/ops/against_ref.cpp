@@ -65,7 +65,8 @@ int Call::added_acc(const char* name, const OwnedTensor& start, double tolerance
   return added_as(Dtype::f32, name, start, tolerance);
 }
 int Call::added_as(Dtype stored, const char* name, const OwnedTensor& start, double tolerance) {
-  const bool integer = start->dtype() == Dtype::i64 || start->dtype() == Dtype::i32;
+  const bool integer =
+      size_of(start->dtype()) == 1 || start->dtype() == Dtype::i64 || start->dtype() == Dtype::i32;
   return add({Role::output, stored, integer ? stored : Dtype::f64, name, cast(start.get(), stored),
               start->shape(), tolerance});
 }

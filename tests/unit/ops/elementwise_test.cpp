@@ -4,7 +4,6 @@
 
 #include <cmath>
 
-#include "lapidary/ops/adamw.h"
 #include "lapidary/ops/loss.h"
 #include "tests/unit/ops/against_ref.h"
 
@@ -108,66 +107,6 @@ TEST(CpuElementwise, SoftcapIsRelativelyExact) {
   for (int64_t i = 0; i < z->numel(); ++i) {
     const double expected = 30.0 * std::tanh(at(raw.get(), i) / 30.0);
     EXPECT_NEAR(at(z.get(), i), expected, 1e-6 * std::abs(expected));
-  }
-}
-
-TEST(CpuAdamW, EqualsReference) {
-  Rng rng(145);
-  for_each_form([&](Dtype d, bool strided) {
-    for (const Shape& shape : {Shape{1}, Shape{40, 3}, Shape{2, 3, 9000}, Shape{0, 4}}) {
-      for (const bool master : {false, true}) {
-        if (d == Dtype::bf16 && !master) continue;
-        if (strided && shape.rank() > 2) continue;  // rows must be evenly spaced
-        Call call(d, strided);
-        const OwnedTensor value = random(Dtype::f64, shape, rng);
-        const OwnedTensor square = random(Dtype::f64, shape, rng);
-        for (int64_t i = 0; i < square->numel(); ++i) {
-          const double v = at(square.get(), i);
-          set(square.get(), i, i % 3 == 0 ? 0.0 : v * v);
-        }
-        const int grad = call.input_acc(random(Dtype::f64, shape, rng));
-        const int p = call.added("param", value, tolerance(d));
-        const int copy = master ? call.added_acc("master", value, tolerance(Dtype::f32)) : -1;
-        const int m = call.added_acc("m", random(Dtype::f64, shape, rng), tolerance(Dtype::f32));
-        const int v = call.added_acc("v", square, tolerance(Dtype::f32));
-        for (const int64_t step : {1, 1000}) {
-          call.compare([=](Context& ctx, const Call::Args& t) {
-            ops::adamw(ctx, {.param = t[p],
-                             .master = t[copy],
-                             .grad = t[grad],
-                             .m = t[m],
-                             .v = t[v],
-                             .grad_scale = 0.25,
-                             .lr = 0.01,
-                             .step = step});
-          });
-        }
-      }
-    }
-  });
-}
-
-double sum_of_squares(Context& ctx, const ConstTensor& t) {
-  const OwnedTensor sum = zeros(Dtype::f64, {1});
-  ops::sum_of_squares(ctx, {.t = t, .sum = sum.get()});
-  return at(sum.get(), 0);
-}
-
-TEST(CpuElementwise, SumOfSquares) {
-  Rng rng(146);
-  for (const Dtype d : {Dtype::f32, Dtype::bf16}) {
-    for (const Shape& shape : {Shape{0}, Shape{1}, Shape{3, 50001}, Shape{5000, 3}}) {
-      const OwnedTensor t = random(d, shape, rng);
-      Context ctx = Context::make(Backend::cpu);
-      double expected = 0.0;
-      for (const double v : values(t.get())) expected += v * v;
-      const double got = sum_of_squares(ctx, t.get());
-      // Sums of positive terms in double: within one rounding for each.
-      EXPECT_NEAR(got, expected, 0x1p-53 * expected * static_cast<double>(t->numel()));
-      if (shape.rank() < 2) continue;
-      const Spread wide = spread(t.get());
-      EXPECT_NEAR(sum_of_squares(ctx, wide.view), expected, 1e-11 * expected);
-    }
   }
 }
 

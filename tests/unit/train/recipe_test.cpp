@@ -283,6 +283,60 @@ TEST(Recipe, RecomputeRulesOverItsOldName) {
             nn::Recompute::none);
 }
 
+TEST(Recipe, OptimizerState) {
+  const Recipe plain = parse_recipe(kSmall, "r.yaml");
+  EXPECT_EQ(plain.optimizer.state_dtype, "fp32");
+  EXPECT_TRUE(plain.optimizer.master_weights);
+  const auto state = [](const char* word) {
+    return parse_recipe(with(std::string("  state_dtype: ") + word + "\n"), "r.yaml")
+        .optimizer.state_dtype;
+  };
+  EXPECT_EQ(state("torch.float32"), "fp32");
+  EXPECT_EQ(state("torch.bfloat16"), "bf16");
+  EXPECT_EQ(state("bfloat16"), "bf16");
+  EXPECT_EQ(state("torch.int8"), "int8");
+  EXPECT_THAT(complaint(with("  state_dtype: fp8\n")), HasSubstr("use fp32, bf16, int8"));
+  EXPECT_THAT(complaint(with("  exp_avg_dtype: torch.bfloat16\n")),
+              HasSubstr("use optimizer.state_dtype for both"));
+}
+
+TEST(Recipe, EightBitOptimizersOfOthers) {
+  for (const char* target : {"bitsandbytes.optim.AdamW8bit", "torchao.optim.AdamW8bit"}) {
+    const std::string text = with(std::string("  _target_: ") + target + "\n");
+    const Recipe recipe = parse_recipe(text, "r.yaml");
+    EXPECT_EQ(recipe.optimizer.state_dtype, "int8");
+    EXPECT_THAT(recipe.notes,
+                ElementsAre("r.yaml:8: optimizer._target_ AdamW8bit means optimizer.state_dtype: "
+                            "int8"));
+    EXPECT_EQ(complaint(text + "  state_dtype: int8\n"), "");
+    EXPECT_THAT(complaint(text + "  state_dtype: bf16\n"),
+                HasSubstr("state_dtype bf16 is not what AdamW8bit keeps"));
+    const Recipe again = parse_recipe(print_recipe(recipe), "printed.yaml");
+    EXPECT_EQ(again.optimizer.state_dtype, "int8");
+    EXPECT_THAT(again.notes, IsEmpty());
+  }
+}
+
+TEST(Recipe, RandomRoundingFollowsFromMasterWeights) {
+  const auto says = [](const std::string& dtype, const std::string& master,
+                       const std::string& rounding) {
+    return complaint(kSmall, {{"model.torch_dtype", dtype},
+                              {"optimizer.master_weights", master},
+                              {"optimizer.stochastic_rounding", rounding}});
+  };
+  for (const char* dtype : {"auto", "bfloat16"}) {
+    EXPECT_EQ(says(dtype, "false", "none"), "");
+    EXPECT_EQ(says(dtype, "false", "true"), "");
+    EXPECT_EQ(says(dtype, "true", "false"), "");
+    EXPECT_THAT(says(dtype, "true", "true"), HasSubstr("set optimizer.master_weights to false"));
+    EXPECT_THAT(says(dtype, "false", "false"), HasSubstr("set optimizer.master_weights to true"));
+  }
+  EXPECT_EQ(says("float32", "false", "false"), "");
+  EXPECT_THAT(says("float32", "false", "true"), HasSubstr("is for bfloat16 parameters"));
+  EXPECT_THAT(complaint(with("  bf16_stochastic_round: true\n")),
+              HasSubstr("set optimizer.master_weights to false"));
+}
+
 TEST(Recipe, Overrides) {
   const RecipeOverrides overrides = parse_overrides(
       {"--optimizer.lr=2e-5", "--seed", "-3", "--dataset.truncate", "--optimizer.betas=[0.8, 0.9]",
