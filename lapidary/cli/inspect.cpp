@@ -103,6 +103,14 @@ void print_memory(Gemma4ForConditionalGeneration& model, const Options& options)
              name_of(model.dtype()));
   fmt::print("  weights {:.2f} GiB; gradients and AdamW state {:.2f} GiB\n", weights / kGiB,
              states / kGiB);
+  auto lean = Gemma4ForConditionalGeneration::from_config(
+      model.config(), {.dtype = model.dtype(), .backend = Backend::meta});
+  lean.zero_gradients(gemma4::GradientBuffers::per_layer);
+  const double codes = weights / width * (2.0 + 8.0 / 256.0);
+  fmt::print(
+      "  in the least memory (optimizer_in_bwd, optimizer.state_dtype int8, no master "
+      "weights): {:.2f} GiB\n",
+      (static_cast<double>(lean.gradient_bytes()) + codes) / kGiB);
   model.zero_gradients();
   for (const auto policy : {nn::Recompute::none, nn::Recompute::light, nn::Recompute::block}) {
     const MemoryPlan plan = model.plan_loss(

@@ -55,7 +55,13 @@ void add_train(CLI::App& app) {
   command->footer(
       "Changes to the recipe follow it: --section.name=value, e.g. --optimizer.lr=1e-4\n"
       "`lapidary recipe --keys` lists all keys.");
-  command->callback([=] { run(*path, command->remaining()); });
+  const auto device = std::make_shared<std::string>();
+  command->add_option("--device", *device, "cpu or cuda, instead of the recipe's");
+  command->callback([=] {
+    std::vector<std::string> overrides = command->remaining();
+    if (!device->empty()) overrides.push_back("--device=" + *device);
+    run(*path, overrides);
+  });
 }
 
 }  // namespace lapidary::cli

@@ -153,6 +153,7 @@ class Decoder {
         plan_(model.plan_next_logits(rows_, run.options.prompt, total)) {
     // Later steps look at more keys than the first, with a mask of one byte a key.
     plan_.activations += rows_ * total + 4096;
+    plan_.staging += rows_ * total + 4096;
     plan_.scratch += 4096;
     ctx_ = Context::make(run.options.backend, plan_);
   }

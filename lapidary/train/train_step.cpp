@@ -26,7 +26,8 @@ MemoryPlan TrainStep::plan(const gemma4::TextInputs& shape, nn::Recompute recomp
     for (const Parameter* p : ready) optimizer_.add_squares(ctx, *p);
   };
   MemoryPlan plan = model_.plan_loss(shape, {.policy = recompute, .on_gradients = squares});
-  plan.staging *= count;
+  // Inputs of every pass stay until the step is done.
+  plan.staging *= gradients_ == GradientBuffers::per_layer ? 2 : count;
   return plan;
 }
 
@@ -61,8 +62,7 @@ void TrainStep::issue_whole(Context& ctx, std::span<const MicroBatch> batches,
   optimizer_.step(ctx, o.lr, o.weight_decay);
 }
 
-void TrainStep::issue_per_layer(Context& ctx, const MicroBatch& batch,
-                                const TrainStepOptions& o) {
+void TrainStep::issue_per_layer(Context& ctx, const MicroBatch& batch, const TrainStepOptions& o) {
   const bool twice = o.max_grad_norm > 0.0;
   const auto pass = [&](const Tensor& loss, bool count, bool update) {
     clear(ctx, loss);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 
@@ -23,7 +24,9 @@ const TensorEntry& entry_of(const SafetensorsReader& reader, const std::string& 
 }  // namespace
 
 std::vector<std::string> lapidary_command(const std::vector<std::string>& arguments) {
-  std::vector<std::string> command = {LAPIDARY_BINARY};
+  // Executables that were carried elsewhere say where the program is.
+  const char* carried = std::getenv("LAPIDARY_TEST_PROGRAM");
+  std::vector<std::string> command = {carried == nullptr ? LAPIDARY_BINARY : carried};
   command.insert(command.end(), arguments.begin(), arguments.end());
   return command;
 }

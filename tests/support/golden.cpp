@@ -214,7 +214,7 @@ Trajectory run_training(Gemma4ForConditionalGeneration& model, const TensorFile&
   options.beta2 = 0.95;
   options.eps = 1e-8;
   AdamW optimizer(model.backend(), options, parameters);
-  Context ctx = Context::make(model.backend());
+  Context ctx = Context::make(model.backend(), {.scratch = int64_t{1} << 20});  // sums of squares
   Trajectory out;
   for (int64_t step = 0; step < steps; ++step) {
     const GoldenInputs batch = GoldenInputs::from(train, "batch" + std::to_string(step % 4) + ".");

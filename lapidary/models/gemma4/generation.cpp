@@ -22,8 +22,9 @@ class Stepper {
     const MemoryPlan plan = model.plan_next_logits(rows, prompt, total);
     // The first step is the widest; later ones look at more keys, whose scratch is bounded by
     // tiles.
-    ctx_ = Context::make(model.backend(),
-                         {plan.activations + rows * total + 4096, plan.scratch + 4096});
+    ctx_ = Context::make(model.backend(), {.activations = plan.activations + rows * total + 4096,
+                                           .scratch = plan.scratch + 4096,
+                                           .staging = plan.staging + rows * total + 4096});
   }
 
   // mask [B, cached + S], 1 = real token.

@@ -31,10 +31,11 @@ class MemoryPlans : public ::testing::TestWithParam<const char*> {
     }
     return out;
   }
-  static Context context(const MemoryPlan& plan) { return Context::make(Backend::cpu, plan); }
+  static Context context(const MemoryPlan& plan) { return Context::make(test_backend(), plan); }
   static void expect_exact(const Context& ctx, const MemoryPlan& plan) {
     EXPECT_EQ(ctx.activations.peak(), plan.activations);
     EXPECT_EQ(ctx.scratch.peak(), plan.scratch);
+    EXPECT_EQ(ctx.staging.peak(), plan.staging);
     EXPECT_EQ(ctx.activations.mark(), 0);
     EXPECT_EQ(ctx.scratch.mark(), 0);
   }
@@ -83,7 +84,7 @@ TEST_P(MemoryPlans, OfNextLogitsAreExact) {
     const Batch in = batch(rows, 13);
     const MemoryPlan plan = model.plan_next_logits(rows, 13, 30);
     Context ctx = context(plan);
-    gemma4::GenerationCache cache(Backend::cpu, Dtype::f32, model.config(), rows, 30, 13);
+    gemma4::GenerationCache cache(test_backend(), Dtype::f32, model.config(), rows, 30, 13);
     const OwnedTensor logits = zeros(Dtype::f32, {rows, 300});
     model.next_logits(ctx, {.input_ids = in.ids.get()}, cache, logits.get());
     expect_exact(ctx, plan);

@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU: tools/gpu_check.sh [PARTS...], in the root of the source tree.
+#   operations  every operation against the reference, odd, tiny, large and degenerate shapes
+#   models      golden cases in fp32 and bf16, training steps, the program with --device cuda
+#   sanitizer   compute-sanitizer memcheck and racecheck over the operations' smaller cases
+#   period      a period of 26B-A4B at real width in fp32 against transformers (Python)
+#   bench       times, beside transformers on the same GPU (Python)
+# All but sanitizer by default. BUILD (build) is a build folder, or a folder with the executables of
+# one that was configured with -DLAPIDARY_TEST_ROOT=. . Prints a table; ends with 1 if a row failed.
+# LOGS (a temporary folder) keeps what the parts printed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+build=${BUILD:-build}
+logs=${LOGS:-$(mktemp -d)}
+mkdir -p "$logs"
+executable() {  # of this name, in a build folder or a flat one
+  for at in "$build/$1" "$build/bin/$1" "$build/tests/$1"; do
+    [ -x "$at" ] && { realpath "$at"; return; }
+  done
+  echo "gpu_check: no $1 in $build" >&2
+  exit 2
+}
+program=$(executable lapidary) || exit 2
+unit=$(executable lapidary_unit_tests) || exit 2
+golden=$(executable lapidary_golden_tests) || exit 2
+e2e=$(executable lapidary_e2e_tests) || exit 2
+export LAPIDARY_TEST_DEVICE=cuda LAPIDARY_TEST_PROGRAM=$program OMP_WAIT_POLICY=passive
+failed=0
+rows=()
+
+row() {  # row NAME COMMAND...
+  local name=$1 start=$SECONDS log code result
+  shift
+  log="$logs/${name//[^A-Za-z0-9]/_}.log"
+  "$@" > "$log" 2>&1
+  code=$?
+  result=$(grep -E '^\[  PASSED|^\{"logits|ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -1)
+  [ $code = 0 ] || { failed=1; result="FAILED ($code) ${result}"; }
+  rows+=("$(printf '%-34s %5d s  %s' "$name" $((SECONDS - start)) "$result")")
+  echo "${rows[-1]}"
+  if [ $code != 0 ]; then
+    grep -vE '^\[ *(RUN|OK|-|=)|^Note|^$|main\(\)' "$log" | tail -n "${FAILURE_LINES:-15}" | cut -c1-300
+  fi
+}
+
+# Tests that compare with the reference on the backend under test; the others are the host's own.
+operations() {
+  local family
+  for family in CpuNorm CpuRope CpuGeglu CpuElementwise CpuEmbedding CpuStream CpuAdamW \
+    CpuAttention Matmul.EqualsReference CpuMoe CpuLoss.EqualsReference CpuRouter Random CudaRandom; do
+    row "$family" "$unit" --gtest_filter="${family}*-*Refuses*:*Scratch*:*ManyShapes*"
+  done
+}
+
+models() {
+  row "golden fp32" "$golden" --gtest_filter='Golden/F32*'
+  row "golden bf16" "$golden" --gtest_filter='*Bf16*'
+  row "recomputation and packing" "$golden" --gtest_filter='*Recompute*:Packing*'
+  row "memory plans" "$unit" --gtest_filter='*MemoryPlans*:Models/Initialize*'
+  row "training steps" "$unit" --gtest_filter='TrainStep*:AdamWOptimizer*'
+  row "program" "$e2e" --gtest_filter='OnGpu*:Cuda*'
+}
+
+sanitizer() {
+  local tool=${SANITIZER:-compute-sanitizer} cases
+  cases='CpuNorm.ForwardInPlace:CpuNorm.BackwardInPlace:CpuRope.Forward:CpuGeglu.Backward'
+  cases+=':CpuEmbedding*:CpuMoe.GatherAndCombine:CpuMoe.Sort:CpuAdamW.EqualsReference'
+  cases+=':CpuElementwise.Axpby*-*Refuses*'
+  row "memcheck: rows" "$tool" --tool memcheck --error-exitcode 9 "$unit" --gtest_filter="$cases"
+  row "racecheck: rows" "$tool" --tool racecheck --error-exitcode 9 "$unit" --gtest_filter="$cases"
+  for tool_name in memcheck racecheck; do
+    row "$tool_name: a model, fp32" "$tool" --tool $tool_name --error-exitcode 9 "$golden" \
+      --gtest_filter='Golden/F32.LogitsLossAndGradients/moe_text'
+    row "$tool_name: a model, bf16" "$tool" --tool $tool_name --error-exitcode 9 "$golden" \
+      --gtest_filter='Bf16Trained*'
+    row "$tool_name: large heads" "$tool" --tool $tool_name --error-exitcode 9 "$unit" \
+      --gtest_filter='CpuAttention.LargeHeads'
+    row "$tool_name: grouped products" "$tool" --tool $tool_name --error-exitcode 9 "$unit" \
+      --gtest_filter='CpuMoe.Grouped*-*Refuses*'
+    row "$tool_name: loss" "$tool" --tool $tool_name --error-exitcode 9 "$unit" \
+      --gtest_filter='CpuLoss.EqualsReference'
+  done
+}
+
+period() {
+  "$program" inspect 26b-a4b --print-config > "$logs/26b-a4b.json"
+  row "period against transformers" python3 tests/gpu/period_against_transformers.py \
+    --lapidary "$program" --config-json "$logs/26b-a4b.json"
+}
+
+bench() {
+  for what in period head; do
+    row "bench $what" python3 bench/reference.py "$what" --config 26b-a4b --lapidary "$program"
+    grep -vE '^\{' "$logs/bench_$what.log"
+  done
+}
+
+[ $# -gt 0 ] || set -- operations models period bench
+for part in "$@"; do
+  case $part in
+    operations|models|sanitizer|period|bench) "$part" ;;
+    *) echo "gpu_check: no part \"$part\"" >&2; exit 2 ;;
+  esac
+done
+echo
+printf '%s\n' "${rows[@]}"
+exit $failed
