@@ -108,7 +108,8 @@ TEST_P(F32Training, TwentyStepsWithinTheEffectOfRoundingNoise) {
   for (size_t s = 0; s < losses.size(); ++s) {
     EXPECT_LT(std::abs(got.losses[s] / losses[s] - 1.0), 3 * loss_bound[s] + kRounding)
         << "step " << s;
-    EXPECT_LT(std::abs(got.grad_norms[s] / norms[s] - 1.0), 3 * norm_bound[s] + kRounding)
+    // Noise in all directions hardly moves a norm; an error of one direction moves it by its size.
+    EXPECT_LT(std::abs(got.grad_norms[s] / norms[s] - 1.0), 3 * norm_bound[s] + error + kRounding)
         << "step " << s;
   }
 }

@@ -23,7 +23,7 @@ def arguments():
     p.add_argument("--lapidary", required=True, help="the program")
     p.add_argument("--config-json", required=True, help="config.json of the model to cut from")
     p.add_argument("--layers", type=int, default=6, help="layers of the period")
-    p.add_argument("--tokens", type=int, default=256)
+    p.add_argument("--tokens", type=int, default=128)
     p.add_argument("--vocab", type=int, default=4096, help="entries that are left of the vocabulary")
     p.add_argument("--experts", type=int, default=0, help="experts, 0 = all of the configuration's")
     p.add_argument("--folder", help="for the checkpoint and the results; default: a temporary one")
@@ -59,12 +59,22 @@ def save_random_model(config, folder):
                 p.add_(0.1 * torch.randn_like(p))
             elif "router" in name:  # decided routing: rounding must not flip it
                 p.mul_(100.0)
+            if name.endswith("q_norm.weight"):  # nor may scores of +-50 blow rounding up
+                p.mul_(0.25)
     model.save_pretrained(folder)
     return model
 
 
+def integer_of(outputs):
+    """The indices among a router's outputs, each token's in ascending order."""
+    import torch
+
+    found = [t for t in outputs if torch.is_tensor(t) and not t.is_floating_point()]
+    return found[0].reshape(-1, found[0].shape[-1]).sort(-1).values.cpu()
+
+
 def reference(model, inputs):
-    """Logits, loss and gradients of transformers in fp32, on the host."""
+    """Logits, loss, gradients and chosen experts of transformers in fp32, on the host."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -78,6 +88,10 @@ def reference(model, inputs):
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")
     model.train()
+    chosen = []
+    for name, module in model.named_modules():
+        if name.endswith(".router"):
+            module.register_forward_hook(lambda m, i, out: chosen.append(integer_of(out)))
     out = model(input_ids=inputs["input_ids"].cuda(), labels=None)
     logits = out.logits.float()
     targets = inputs["labels"][:, 1:].reshape(-1).cuda()
@@ -85,7 +99,7 @@ def reference(model, inputs):
         logits[:, :-1].reshape(-1, logits.shape[-1]), targets)
     loss.backward()
     gradients = {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
-    return logits.detach().cpu(), loss.item(), gradients
+    return logits.detach().cpu(), loss.item(), gradients, chosen
 
 
 def run_lapidary(args, folder):
@@ -100,13 +114,17 @@ def run_lapidary(args, folder):
 def compare(expected, folder):
     from safetensors import safe_open
 
-    logits, loss, gradients = expected
+    logits, loss, gradients, chosen = expected
     rows = []
     with safe_open(folder / "trace.safetensors", "pt") as got:
         names = set(got.keys())
         difference = (got.get_tensor("logits").double() - logits.double()).abs().max().item()
         peak = difference / logits.abs().max().item()
         loss_error = abs(got.get_tensor("loss").item() - loss)
+        flips = 0
+        for i, indices in enumerate(chosen):
+            ours = got.get_tensor(f"router_indices.{i}").reshape(indices.shape).sort(-1).values
+            flips += (ours != indices).any(-1).sum().item()
         for name, gradient in gradients.items():
             key = "grad." + name
             if key not in names:
@@ -116,7 +134,7 @@ def compare(expected, folder):
             d = (got.get_tensor(key).cuda().double() - e).norm().item()
             rows.append((d / max(e.norm().item(), 1e-30), name))
     rows.sort()
-    return {"logits_peak_error": peak, "loss_error": loss_error, "gradients": len(rows),
+    return {"tokens_routed_otherwise": flips, "logits_peak_error": peak, "loss_error": loss_error, "gradients": len(rows),
             "gradient_median": rows[len(rows) // 2][0], "gradient_worst": rows[-1][0],
             "gradient_worst_name": rows[-1][1]}
 
