@@ -114,16 +114,21 @@ void bench_step(BenchRun& run) {
                   parameters);
   SelfGroup group;
   const DataParallel data_parallel(group);
-  TrainStep step(
-      model, optimizer, data_parallel,
-      o.optimizer_in_bwd ? gemma4::GradientBuffers::per_layer : gemma4::GradientBuffers::whole);
-  // Weights read twice and written, gradients and optimiser state read and written.
-  const BenchLine line{.part = "step",
-                       .shape = shape_of(config.text, o.batch, o.seq),
-                       .flops = gemma4::forward_cost(config.text, o.batch, o.seq).training(),
-                       .bytes = elements * (3.0 * run.width() + 8.0) +
-                                2.0 * static_cast<double>(optimizer.state_bytes()),
-                       .tokens = static_cast<double>(run.tokens())};
+  const auto gradients =
+      o.optimizer_in_bwd ? gemma4::GradientBuffers::per_layer : gemma4::GradientBuffers::whole;
+  TrainStep step(model, optimizer, data_parallel, gradients);
+  BenchLine line{.part = "loss and backward",
+                 .shape = shape_of(config.text, o.batch, o.seq),
+                 .flops = gemma4::forward_cost(config.text, o.batch, o.seq).training(),
+                 .bytes = elements * (2.0 * run.width() + 8.0),  // as in bench_period
+                 .tokens = static_cast<double>(run.tokens())};
+  run.measure(line, BenchRun::Length::whole, [&](Context& ctx) {
+    model.zero_gradients(ctx, gradients);
+    model.loss(ctx, batch.inputs, batch.labels, {.policy = o.recompute, .grad_scale = 1e-3});
+  });
+  line.part = "step";
+  // Also: weights written, moments and masters read and written.
+  line.bytes += elements * run.width() + 2.0 * static_cast<double>(optimizer.state_bytes());
   const TrainStepOptions options{.recompute = o.recompute,
                                  .max_grad_norm = o.max_grad_norm,
                                  .lr = 1e-5,

@@ -9,6 +9,7 @@
 
 #include "lapidary/core/context.h"
 #include "lapidary/core/error.h"
+#include "lapidary/core/gpu.h"
 
 namespace lapidary {
 namespace {
@@ -148,7 +149,12 @@ TEST(Buffer, MetaOwnsNothing) {
   const Buffer meta(Backend::meta, int64_t{1} << 50);
   EXPECT_EQ(meta.data(), nullptr);
   EXPECT_EQ(meta.bytes(), int64_t{1} << 50);
+}
+
+TEST(Buffer, OnAGpuThatIsNotThere) {
+  if (gpu::unavailable().empty()) GTEST_SKIP() << "there is a GPU";
   EXPECT_THROW(Buffer(Backend::cuda, 16), Error);
+  EXPECT_THROW(Buffer(Backend::pinned, 16), Error);
 }
 
 TEST(Buffer, OwnedTensorMovesWithItsView) {
