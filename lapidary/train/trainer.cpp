@@ -227,8 +227,11 @@ TrainRecord Trainer::train_step(const std::vector<Batch>& batches) {
   record.grad_norm = result.grad_norm;
   if (!std::isfinite(record.loss) || !std::isfinite(record.grad_norm)) {
     fail(fmt::format("step {}", step_),
-         fmt::format("loss {} and gradient norm {} are not finite; the model was not updated",
-                     record.loss, record.grad_norm),
+         fmt::format("loss {} and gradient norm {} are not finite; {}", record.loss,
+                     record.grad_norm,
+                     recipe_.optimizer_in_bwd && recipe_.max_grad_norm <= 0.0
+                         ? "layers above the first broken gradient were updated"
+                         : "the model was not updated"),
          "lower optimizer.lr, or look at the data of this step");
   }
   ++step_;

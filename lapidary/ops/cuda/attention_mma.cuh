@@ -135,7 +135,7 @@ __device__ void add_product(float (&acc)[kM][kN][4], const uint32_t (&a)[kM][4],
 #pragma unroll
   for (uint32_t n = 0; n < kN; n += 2) {
     uint32_t right[4];
-    load_transposed(right, b + (b_lane ^ ((column + n * 8) * 2)));
+    load_matrices<true>(right, b + (b_lane ^ ((column + n * 8) * 2)));
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
       multiply_add(acc[m][n], a[m], right[0], right[1]);

@@ -1,42 +1,9 @@
 #pragma once
 
-#include <cuda_bf16.h>
+#include "lapidary/ops/cuda/tensor_core.cuh"
 
-#include <cstdint>
-
-// The instructions that tensor-core attention is made of: sm_80's, on sm_90 too. Shared memory is
-// addressed by 32-bit numbers. Lane l of a warp is row l / 4, column l % 4 of a fragment.
+// Instructions of tensor-core attention beside tensor_core.cuh.
 namespace lapidary::ops::cuda::mma {
-
-__device__ inline uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
-// Four 8 x 8 matrices of bf16. Lane l gives the address of row l % 8 of matrix l / 8, and gets of
-// each the elements (l / 4, 2 (l % 4)) and the one to its right.
-__device__ inline void load_matrices(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-// The same of the matrices transposed.
-__device__ inline void load_transposed(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-
-// c [16, 8] += a [16, 16] b [16, 8]. Lane l holds of c the rows l / 4 (c0, c1) and l / 4 + 8 (c2,
-// c3), columns 2 (l % 4) and the next.
-__device__ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                    uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 // Two floats as bf16, `low` in the lower half.
 __device__ inline uint32_t pack(float low, float high) {
@@ -44,8 +11,7 @@ __device__ inline uint32_t pack(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// Copies from global to shared memory that wait_copies<n>() waits for: all but the last n groups
-// committed by this thread. Zeros unless `valid`.
+// Copies from global to shared memory; zeros, and `from` unread, unless valid.
 __device__ inline void copy_async16(uint32_t to, const void* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                "r"(valid ? 16 : 0)
@@ -55,11 +21,6 @@ __device__ inline void copy_async4(uint32_t to, const void* from, bool valid) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from),
                "r"(valid ? 4 : 0)
                : "memory");
-}
-__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kPending>
-__device__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 // A barrier of two warps; `pair` in [0, 15).

@@ -80,7 +80,7 @@ class Loader {
       BTile<kB>::template fill<kThreads>(to + kBytesA, b_ + k * p_.b_stride, p_.b_stride, p_.k - k,
                                          columns_);
     }
-    close_group();
+    commit_copies();
     if (++step_ == steps_) {
       step_ = 0;
       tile_ += rows_ > 0 ? 1 : 0;  // the end stays the end
@@ -180,7 +180,7 @@ __device__ __forceinline__ void multiply_tile(const Product& p, const Tile& tile
       if (k + 1 < kDepth / 16) {
         fragments[(k + 1) % 2].load(a_lane + at(stage), b_lane + at(stage), k + 1);
       } else if (step + 1 < steps) {
-        wait_for_groups<kStages - 2>();
+        wait_copies<kStages - 2>();
         __syncthreads();
         fragments[0].load(a_lane + at(next), b_lane + at(next), 0);
       }
@@ -201,7 +201,7 @@ __device__ __forceinline__ void pass_tile(const Product& p, int& stage, Loader<k
   for (int step = 0; step < steps; ++step) {
     loader.load((stage + kStages - 1) % kStages);
     if (step + 1 < steps) {
-      wait_for_groups<kStages - 2>();
+      wait_copies<kStages - 2>();
       __syncthreads();
     }
     stage = (stage + 1) % kStages;
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kThreads, 1) tiles_kernel(const __grid_constan
   int stage = 0;
 #pragma unroll 1
   for (int n = 0;; ++n) {
-    wait_for_groups<kStages - 2>();
+    wait_copies<kStages - 2>();
     __syncthreads();
     const Tile tile = queue[n % kQueue];
     if (tile.rows == 0) break;
@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(kThreads, 1) tiles_kernel(const __grid_constan
       default: multiply_tile<4, kB>(p, tile, stages, stage, loader); break;
     }
   }
-  wait_for_groups<0>();
+  wait_copies<0>();
 }
 
 template <bool kTransB, class T>

@@ -107,7 +107,7 @@ __device__ __forceinline__ void load_stage(const Gradient<device_bf16>& g, const
                                 g.x_stride, left,
                                 static_cast<int>(min(g.k - work.column, int64_t{kTile})));
   }
-  close_group();
+  commit_copies();
 }
 
 __global__ void __launch_bounds__(kThreads, 2)
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int steps = (work.count + kDepth - 1) / kDepth;
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
-    wait_for_groups<kStages - 2>();
+    wait_copies<kStages - 2>();
     __syncthreads();
     // Into the stage before this one, which nobody reads any more since the threads met.
     load_stage(g, work, stages, step + kStages - 1);
