@@ -49,7 +49,7 @@ tidy: setup-checks configure  ## Run clang-tidy on the sources
 asan: setup-checks  ## Run the unit tests under the address and undefined-behaviour sanitizers
 	@cmake --preset asan
 	@cmake --build --preset asan -j $(JOBS)
-	@ctest --preset asan
+	@ctest --preset asan -j $(JOBS)
 
 fuzz: setup-checks  ## Run every fuzz target for FUZZ_SECONDS (30)
 	@cmake --preset fuzz

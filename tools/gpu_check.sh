@@ -47,7 +47,7 @@ row() {  # row NAME COMMAND...
 operations() {
   local family
   for family in CpuNorm CpuRope CpuGeglu CpuElementwise CpuEmbedding CpuStream CpuAdamW \
-    CpuAttention Matmul.EqualsReference CpuMoe CpuLoss.EqualsReference CpuRouter Random CudaRandom; do
+    CpuAttention Matmul.EqualsReference CpuMoe CpuLoss CpuRouter Random CudaRandom; do
     row "$family" "$unit" --gtest_filter="${family}*-*Refuses*:*Scratch*:*ManyShapes*"
   done
 }
