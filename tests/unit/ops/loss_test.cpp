@@ -14,8 +14,7 @@ namespace {
 struct Size {
   int64_t tokens, hidden, vocabulary;
 };
-const Size kSizes[] = {{1, 1, 1},      {0, 4, 5},    {5, 7, 33},
-                       {40, 16, 2049}, {600, 8, 65}};
+const Size kSizes[] = {{1, 1, 1}, {0, 4, 5}, {5, 7, 33}, {40, 16, 2049}, {600, 8, 65}};
 
 OwnedTensor targets(int64_t tokens, int64_t vocabulary, int pattern, Rng& rng) {
   OwnedTensor t = random_int(Dtype::i64, {tokens}, rng, 0, vocabulary);
