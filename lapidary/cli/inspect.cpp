@@ -92,6 +92,19 @@ void print_capabilities(const Config& config) {
   print_axis("ep", can.ep, can.why_no_ep);
 }
 
+// Weights without a master copy, 8-bit moments with a scale for each 256, one layer's gradients.
+void print_least_memory(const Gemma4ForConditionalGeneration& model, double parameters) {
+  constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
+  auto lean = Gemma4ForConditionalGeneration::from_config(
+      model.config(), {.dtype = model.dtype(), .backend = Backend::meta});
+  lean.zero_gradients(gemma4::GradientBuffers::per_layer);
+  const double moments = parameters * (2.0 + 8.0 / 256.0);
+  fmt::print(
+      "  in the least memory (optimizer_in_bwd, optimizer.state_dtype int8, no master "
+      "weights): {:.2f} GiB\n",
+      (static_cast<double>(lean.gradient_bytes()) + moments) / kGiB);
+}
+
 void print_memory(Gemma4ForConditionalGeneration& model, const Options& options) {
   constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
   const auto width = static_cast<double>(size_of(model.dtype()));
@@ -103,14 +116,7 @@ void print_memory(Gemma4ForConditionalGeneration& model, const Options& options)
              name_of(model.dtype()));
   fmt::print("  weights {:.2f} GiB; gradients and AdamW state {:.2f} GiB\n", weights / kGiB,
              states / kGiB);
-  auto lean = Gemma4ForConditionalGeneration::from_config(
-      model.config(), {.dtype = model.dtype(), .backend = Backend::meta});
-  lean.zero_gradients(gemma4::GradientBuffers::per_layer);
-  const double codes = weights / width * (2.0 + 8.0 / 256.0);
-  fmt::print(
-      "  in the least memory (optimizer_in_bwd, optimizer.state_dtype int8, no master "
-      "weights): {:.2f} GiB\n",
-      (static_cast<double>(lean.gradient_bytes()) + codes) / kGiB);
+  if (model.dtype() == Dtype::bf16) print_least_memory(model, weights / width);
   model.zero_gradients();
   for (const auto policy : {nn::Recompute::none, nn::Recompute::light, nn::Recompute::block}) {
     const MemoryPlan plan = model.plan_loss(
