@@ -66,10 +66,11 @@ sanitizer() {
   rows='CpuNorm.ForwardInPlace:CpuNorm.BackwardInPlace:CpuRope.Forward:CpuGeglu.Backward'
   rows+=':CpuEmbedding.Backward*:CpuMoe.GatherAndCombine:CpuMoe.Sort:CpuAdamW.EqualsReference'
   for kind in memcheck racecheck; do
-    check() { row "$kind: $1" timeout 100 "$tool" --tool $kind --error-exitcode 9 "${@:2}"; }
+    check() { row "$kind: $1" timeout 400 "$tool" --tool $kind --error-exitcode 9 "${@:2}"; }
     check "rows" "$unit" --gtest_filter="$rows"
     check "grouped products" "$unit" --gtest_filter='CpuMoe.GroupedMatmul:CpuMoe.GroupedWeight*'
     check "large heads" "$unit" --gtest_filter='CpuAttention.LargeHeads'
+    check "loss" "$unit" --gtest_filter='CpuLoss.LongRows*'
     check "a model, fp32" "$golden" --gtest_filter='Golden/F32.LogitsLossAndGradients/moe_text'
     check "a model, bf16" "$golden" --gtest_filter='Bf16Trained*'
     check "training steps" "$unit" --gtest_filter='TrainStep.LayerByLayerChangesNoBit'
