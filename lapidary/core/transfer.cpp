@@ -20,20 +20,6 @@ Tensor host_tensor(Context& ctx, Dtype dtype, const Shape& shape) {
   return (ctx.target == Backend::cuda ? ctx.staging : ctx.activations).alloc(dtype, shape);
 }
 
-Tensor on_device(Context& ctx, const Tensor& host) {
-  if (ctx.target != Backend::cuda || !host.defined()) return host;
-  const Tensor device = ctx.activations.alloc(host.dtype(), host.shape());
-  upload(ctx, host, device);
-  return device;
-}
-
-ConstTensor on_device(Context& ctx, const ConstTensor& host) {
-  if (ctx.target != Backend::cuda || !host.defined()) return host;
-  const Tensor device = ctx.activations.alloc(host.dtype(), host.shape());
-  upload(ctx, host, device);
-  return device;
-}
-
 void upload(Context& ctx, const ConstTensor& host, const Tensor& to) {
   require_alike(host, to);
   if (ctx.backend == Backend::meta || host.bytes() == 0) return;

@@ -9,13 +9,17 @@ namespace lapidary {
 // cuda the staging arena. on_device() then gives what operations read. The staging arena must not
 // be rewound before the stream has passed the copy (a download waits for that).
 Tensor host_tensor(Context& ctx, Dtype dtype, const Shape& shape);
-// `host` (contiguous) itself, or on cuda its copy in the arena of activations.
-Tensor on_device(Context& ctx, const Tensor& host);
-ConstTensor on_device(Context& ctx, const ConstTensor& host);
-
 // Same shape and dtype, contiguous both. download() waits for the GPU.
 void upload(Context& ctx, const ConstTensor& host, const Tensor& to);
 void download(Context& ctx, const ConstTensor& from, const Tensor& host);
+// `host` (contiguous) itself, or on cuda its copy in the arena of activations.
+template <class AnyTensor>
+AnyTensor on_device(Context& ctx, const AnyTensor& host) {
+  if (ctx.target != Backend::cuda || !host.defined()) return host;
+  const Tensor device = ctx.activations.alloc(host.dtype(), host.shape());
+  upload(ctx, host, device);
+  return device;
+}
 // Within the memory of the backend; the ranges may overlap when `to` lies before `from`.
 void copy_bytes(Context& ctx, void* to, const void* from, int64_t bytes);
 

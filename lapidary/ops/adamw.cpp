@@ -1,5 +1,8 @@
 #include "lapidary/ops/adamw.h"
 
+#include <cmath>
+
+#include "lapidary/ops/adamw_step.h"
 #include "lapidary/ops/cpu/cpu.h"
 #include "lapidary/ops/cuda/cuda.h"
 #include "lapidary/ops/dispatch.h"
@@ -38,6 +41,19 @@ void check(const AdamWArgs& a) {
 }
 
 }  // namespace
+
+AdamWStep adamw_step(const AdamWArgs& a, double grad_scale) {
+  const auto t = static_cast<double>(a.step);
+  return {.grad_scale = static_cast<float>(grad_scale),
+          .beta1 = static_cast<float>(a.beta1),
+          .one_minus_beta1 = static_cast<float>(1.0 - a.beta1),
+          .beta2 = static_cast<float>(a.beta2),
+          .one_minus_beta2 = static_cast<float>(1.0 - a.beta2),
+          .decay = static_cast<float>(1.0 - a.lr * a.weight_decay),
+          .rate = static_cast<float>(a.lr / (1.0 - std::pow(a.beta1, t))),
+          .v_factor = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(a.beta2, t))),
+          .eps = static_cast<float>(a.eps)};
+}
 
 void adamw(Context& ctx, const AdamWArgs& a) {
   check(a);

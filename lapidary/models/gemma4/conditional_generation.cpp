@@ -145,8 +145,8 @@ void Gemma4ForConditionalGeneration::zero_gradients(GradientBuffers buffers) {
 }
 
 void Gemma4ForConditionalGeneration::zero_gradients(Context& ctx, GradientBuffers buffers) {
-  if (gradients_.empty()) return allocate_gradients(buffers);
   for (const OwnedTensor& gradient : gradients_) ops::fill_zero(ctx, gradient.get());
+  allocate_gradients(buffers);
 }
 
 std::vector<Parameter*> Gemma4ForConditionalGeneration::layer_parameters(int64_t layer) {
@@ -176,7 +176,10 @@ void Gemma4ForConditionalGeneration::allocate_gradients(GradientBuffers buffers)
     gradients_.emplace_back(options_.backend, acc, p.shape);
     p.grad = gradients_.back().get();
   };
-  if (buffers == GradientBuffers::whole) return for_each_parameter(own);
+  const bool decided = layer_gradients_->defined() || !gradients_.empty();
+  if (buffers == GradientBuffers::whole || decided) {
+    return for_each_parameter(own);
+  }
   constexpr int64_t kSpacing = 64;  // elements: every gradient starts on a whole cache line
   const auto room = [](const Parameter& p) {
     return (p.shape.numel() + kSpacing - 1) / kSpacing * kSpacing;

@@ -143,7 +143,7 @@ class Gemma4ForConditionalGeneration {
   ConstTensor shifted_targets(Context& ctx, const ConstTensor& labels) const;
   // logits lie on the host.
   void head_logits(Context& ctx, const ConstTensor& hidden, const Tensor& logits) const;
-  void allocate_gradients(GradientBuffers buffers);
+  void allocate_gradients(GradientBuffers buffers);  // where there are none yet
   std::vector<Parameter*> layer_parameters(int64_t layer);
   std::vector<Parameter*> other_parameters();
   Gemma4TextModel::LayerHooks layer_hooks(Context& ctx, const LossOptions& options);

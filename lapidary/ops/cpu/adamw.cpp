@@ -10,19 +10,6 @@
 namespace lapidary::ops::cpu {
 namespace {
 
-AdamWStep constants(const AdamWArgs& a, double grad_scale) {
-  const auto t = static_cast<double>(a.step);
-  return {.grad_scale = static_cast<float>(grad_scale),
-          .beta1 = static_cast<float>(a.beta1),
-          .one_minus_beta1 = static_cast<float>(1.0 - a.beta1),
-          .beta2 = static_cast<float>(a.beta2),
-          .one_minus_beta2 = static_cast<float>(1.0 - a.beta2),
-          .decay = static_cast<float>(1.0 - a.lr * a.weight_decay),
-          .rate = static_cast<float>(a.lr / (1.0 - std::pow(a.beta1, t))),
-          .v_factor = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(a.beta2, t))),
-          .eps = static_cast<float>(a.eps)};
-}
-
 // Everything the step touches, each as one row of all elements (flat) or as [rows, columns].
 struct Views {
   bool flat;
@@ -155,7 +142,7 @@ void by_block(const Views& t, const AdamWArgs& a, const AdamWStep& step) {
 
 void adamw(Context&, const AdamWArgs& a) {
   const double grad_scale = a.grad_scale * (a.scale.defined() ? a.scale.as<double>()[0] : 1.0);
-  const AdamWStep step = constants(a, grad_scale);
+  const AdamWStep step = adamw_step(a, grad_scale);
   if (!std::isfinite(step.grad_scale)) return;
   const Views views(a);
   const bool own = a.master.defined() || a.param.dtype() == Dtype::f32;

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "lapidary/core/dtype.h"
+#include "lapidary/ops/adamw_step.h"
 
 // Vector loops over one row, defined in simd_*.cpp for the element types that occur. A pointer that
 // "may be null" leaves its term out. Rows may alias where the operation's contract lets them, but
@@ -60,14 +61,6 @@ template <class T>
 void softcap_row(T* z, int64_t n, float cap);
 
 // --- simd_adamw.cpp
-// The constants of one AdamW step, prepared in double.
-struct AdamWStep {
-  float grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2;
-  float decay;     // 1 - lr wd
-  float rate;      // lr / (1 - b1^t)
-  float v_factor;  // 1 / sqrt(1 - b2^t)
-  float eps;
-};
 // master may be null: param is the master
 template <class T>
 void adamw_row(T* param, float* master, const float* grad, float* m, float* v, int64_t n,

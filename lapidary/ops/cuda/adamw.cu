@@ -2,6 +2,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "lapidary/ops/adamw_step.h"
 #include "lapidary/ops/cuda/cuda.h"
 #include "lapidary/ops/cuda/device.cuh"
 
@@ -21,24 +22,6 @@ static_assert(kQuantBlock == 32 * kEach);
 
 __device__ const CodeTable device_signed_codes = kSignedCodes;
 __device__ const CodeTable device_unsigned_codes = kUnsignedCodes;
-
-struct Constants {
-  double grad_scale;
-  float beta1, one_minus_beta1, beta2, one_minus_beta2, decay, rate, v_factor, eps;
-};
-
-Constants constants(const AdamWArgs& a) {
-  const auto t = static_cast<double>(a.step);
-  return {.grad_scale = a.grad_scale,
-          .beta1 = static_cast<float>(a.beta1),
-          .one_minus_beta1 = static_cast<float>(1.0 - a.beta1),
-          .beta2 = static_cast<float>(a.beta2),
-          .one_minus_beta2 = static_cast<float>(1.0 - a.beta2),
-          .decay = static_cast<float>(1.0 - a.lr * a.weight_decay),
-          .rate = static_cast<float>(a.lr / (1.0 - std::pow(a.beta1, t))),
-          .v_factor = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(a.beta2, t))),
-          .eps = static_cast<float>(a.eps)};
-}
 
 // A tensor by the row-major index i of its elements: offset (i / columns) stride + i % columns.
 // Tensors without gaps count as one row.
@@ -60,7 +43,8 @@ struct Work {
   int64_t n, columns;
   bool wide;                       // no gaps, and aligned for Four
   uint64_t seed, stream, counter;  // counter: rounding_counter() of the first element
-  Constants c;
+  double grad_scale;
+  AdamWStep c;
 };
 
 // The elements of a lane: number j has the index first + j / 4 * 128 + j % 4.
@@ -211,7 +195,7 @@ template <class P, class S>
 __global__ void __launch_bounds__(kThreads, std::is_same_v<S, uint8_t> ? 3 : 4)
     adamw_kernel(const Work<P, S> a) {
   const double scale = a.scale == nullptr ? 1.0 : *a.scale;
-  const auto factor = static_cast<float>(a.c.grad_scale * scale);
+  const auto factor = static_cast<float>(a.grad_scale * scale);
   if (!isfinite(factor)) return;
   constexpr bool kCodes = std::is_same_v<S, uint8_t>;
   __shared__ float values[kCodes ? 512 : 1];
@@ -255,7 +239,8 @@ void launch(Context& ctx, const AdamWArgs& a) {
                         .seed = a.seed,
                         .stream = a.stream,
                         .counter = rounding_counter(a.step, a.first_element),
-                        .c = constants(a)};
+                        .grad_scale = a.grad_scale,
+                        .c = adamw_step(a, a.grad_scale)};
   const int64_t grid = std::min(ceil_div(n, kThreads * kEach), kMostBlocks);
   adamw_kernel<P, S><<<static_cast<unsigned>(grid), kThreads, 0, ctx.stream>>>(work);
   check_launch("adamw");
