@@ -3,7 +3,7 @@
 #   operations  every operation against the reference, odd, tiny, large and degenerate shapes
 #   models      golden cases in fp32 and bf16, training steps, the program with --device cuda
 #   sanitizer   compute-sanitizer memcheck and racecheck over the operations' smaller cases
-#   period      a period of 26B-A4B at real width in fp32 against transformers (Python)
+#   period      a period of 26B-A4B at real width, fp32 and bf16, against transformers (Python)
 #   bench       times, beside transformers on the same GPU (Python)
 # All but sanitizer by default. BUILD (build) is a build folder, or a folder with the executables of
 # one that was configured with -DLAPIDARY_TEST_ROOT=. . Prints a table; ends with 1 if a row failed.
@@ -65,8 +65,15 @@ sanitizer() {
   local tool=${SANITIZER:-compute-sanitizer} kind rows
   rows='CpuNorm.ForwardInPlace:CpuNorm.BackwardInPlace:CpuRope.Forward:CpuGeglu.Backward'
   rows+=':CpuEmbedding.Backward*:CpuMoe.GatherAndCombine:CpuMoe.Sort:CpuAdamW.EqualsReference'
+  memcheck() { timeout 400 "$tool" --tool memcheck --error-exitcode 9 "$@"; }
+  # racecheck does not know the barriers inside cuBLASLt's own kernels (nvjet_*), and crashes when
+  # it is told to leave them out: what it says of them does not count.
+  racecheck() {
+    timeout 400 "$tool" --tool racecheck "$@" | tee "$logs/races"
+    [ "${PIPESTATUS[0]}" = 0 ] && ! grep 'Race reported' "$logs/races" | grep -qv ' at nvjet_'
+  }
   for kind in memcheck racecheck; do
-    check() { row "$kind: $1" timeout 400 "$tool" --tool $kind --error-exitcode 9 "${@:2}"; }
+    check() { row "$kind: $1" $kind "${@:2}"; }
     check "rows" "$unit" --gtest_filter="$rows"
     check "grouped products" "$unit" --gtest_filter='CpuMoe.GroupedMatmul:CpuMoe.GroupedWeight*'
     check "large heads" "$unit" --gtest_filter='CpuAttention.LargeHeads'
@@ -81,6 +88,8 @@ period() {
   "$program" inspect 26b-a4b --print-config > "$logs/26b-a4b.json"
   row "period against transformers" python3 tests/gpu/period_against_transformers.py \
     --lapidary "$program" --config-json "$logs/26b-a4b.json"
+  row "period in bf16, 2048 tokens" python3 tests/gpu/period_against_transformers.py --dtype bf16 \
+    --tokens 2048 --experts 8 --lapidary "$program" --config-json "$logs/26b-a4b.json"
 }
 
 bench() {
