@@ -63,9 +63,16 @@ void copy(const ConstTensor& in, const Tensor& out) {
 
 }  // namespace
 
+void ProcessGroup::count(Collective operation, int64_t bytes) {
+  Traffic& traffic = traffic_[static_cast<size_t>(operation)];
+  ++traffic.calls;
+  traffic.bytes += bytes;
+}
+
 void ProcessGroup::all_reduce(const Tensor& x) {
   require_dense("all_reduce", x);
   require_summable("all_reduce", x);
+  count(Collective::all_reduce, 2 * (size() - 1) * x.bytes() / size());
   do_all_reduce(x);
 }
 
@@ -77,28 +84,33 @@ void ProcessGroup::all_reduce(std::span<int64_t> x) {
   all_reduce(Tensor(x.data(), Dtype::i64, {static_cast<int64_t>(x.size())}));
 }
 
-void ProcessGroup::all_gather(const ConstTensor& in, const Tensor& out) {
+Pending ProcessGroup::start_all_gather(const ConstTensor& in, const Tensor& out) {
   require_parts("all_gather", in, out, size());
-  do_all_gather(in, out);
+  count(Collective::all_gather, (size() - 1) * in.bytes());
+  return do_all_gather(in, out);
 }
 
 void ProcessGroup::reduce_scatter(const ConstTensor& in, const Tensor& out) {
   require_parts("reduce_scatter", out, in, size());
   require_summable("reduce_scatter", in);
+  count(Collective::reduce_scatter, (size() - 1) * out.bytes());
   do_reduce_scatter(in, out);
 }
 
-void ProcessGroup::all_to_all_v(const ConstTensor& in, std::span<const int64_t> send_rows,
-                                const Tensor& out, std::span<const int64_t> recv_rows) {
+Pending ProcessGroup::start_all_to_all_v(const ConstTensor& in, std::span<const int64_t> send_rows,
+                                         const Tensor& out, std::span<const int64_t> recv_rows) {
   require_rows("all_to_all_v", in, send_rows, size());
   require_rows("all_to_all_v", out, recv_rows, size());
   require_same_rows("all_to_all_v", in, out);
-  do_all_to_all_v(in, send_rows, out, recv_rows);
+  const int64_t rows = in.dim(0) - send_rows[static_cast<size_t>(rank())];
+  count(Collective::all_to_all_v, in.dim(0) == 0 ? 0 : rows * (in.bytes() / in.dim(0)));
+  return do_all_to_all_v(in, send_rows, out, recv_rows);
 }
 
 void ProcessGroup::broadcast(const Tensor& x, int64_t root) {
   require_dense("broadcast", x);
   require(root >= 0 && root < size(), "broadcast", "no rank " + std::to_string(root));
+  count(Collective::broadcast, rank() == root ? (size() - 1) * x.bytes() : 0);
   do_broadcast(x, root);
 }
 
@@ -106,6 +118,7 @@ void ProcessGroup::send(const ConstTensor& x, int64_t to) {
   require_dense("send", x);
   require(to >= 0 && to < size() && to != rank(), "send",
           "no other rank " + std::to_string(to) + " in a group of " + std::to_string(size()));
+  count(Collective::send, x.bytes());
   do_send(x, to);
 }
 
@@ -118,16 +131,20 @@ void ProcessGroup::recv(const Tensor& x, int64_t from) {
 
 void SelfGroup::do_all_reduce(const Tensor& /*x*/) {}
 
-void SelfGroup::do_all_gather(const ConstTensor& in, const Tensor& out) { copy(in, out); }
+Pending SelfGroup::do_all_gather(const ConstTensor& in, const Tensor& out) {
+  copy(in, out);
+  return {};
+}
 
 void SelfGroup::do_reduce_scatter(const ConstTensor& in, const Tensor& out) { copy(in, out); }
 
-void SelfGroup::do_all_to_all_v(const ConstTensor& in, std::span<const int64_t> send_rows,
-                                const Tensor& out, std::span<const int64_t> recv_rows) {
+Pending SelfGroup::do_all_to_all_v(const ConstTensor& in, std::span<const int64_t> send_rows,
+                                   const Tensor& out, std::span<const int64_t> recv_rows) {
   require(
       send_rows[0] == recv_rows[0], "all_to_all_v",
       std::to_string(send_rows[0]) + " rows sent, " + std::to_string(recv_rows[0]) + " expected");
   copy(in, out);
+  return {};
 }
 
 void SelfGroup::do_broadcast(const Tensor& /*x*/, int64_t /*root*/) {}

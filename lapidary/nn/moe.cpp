@@ -42,8 +42,12 @@ void Gemma4Gate::backward(Context& ctx, const ConstTensor& u, const Routing& rou
 
 GroupedExperts::GroupedExperts(const std::string& name, int64_t experts, int64_t hidden,
                                int64_t intermediate)
-    : gate_up_proj{.name = name + ".gate_up_proj", .shape = {experts, 2 * intermediate, hidden}},
-      down_proj{.name = name + ".down_proj", .shape = {experts, hidden, intermediate}} {}
+    : gate_up_proj{.name = name + ".gate_up_proj",
+                   .shape = {experts, 2 * intermediate, hidden},
+                   .placement = Placement::expert},
+      down_proj{.name = name + ".down_proj",
+                .shape = {experts, hidden, intermediate},
+                .placement = Placement::expert} {}
 
 void GroupedExperts::forward(Context& ctx, Recompute policy, const ConstTensor& x,
                              const Routing& routing, const Tensor& y, Saved& saved) const {

@@ -62,10 +62,6 @@ Gemma4ForConditionalGeneration build_model(const Recipe& recipe) {
   }
   const gemma4::ModelOptions options{.dtype = weights_dtype(recipe, config),
                                      .backend = parse_backend(recipe.device),
-                                     .parallel = {.tp = recipe.mesh.tp_size,
-                                                  .cp = recipe.mesh.cp_size,
-                                                  .pp = recipe.mesh.pp_size,
-                                                  .ep = recipe.mesh.ep_size},
                                      .seed = static_cast<uint64_t>(recipe.seed)};
   auto model = recipe.model.from_config()
                    ? Gemma4ForConditionalGeneration::from_config(config, options)

@@ -29,7 +29,18 @@ bool has_gradient(const Parameter& p) { return p.trainable && !p.buffer; }
 Gemma4ForConditionalGeneration::Gemma4ForConditionalGeneration(const Config& config,
                                                                const ModelOptions& options)
     : options_(options), text_(std::make_unique<Gemma4TextModel>(config, options.backend)) {
-  check_parallel(config, options.parallel);
+  if (options.groups == nullptr) alone_ = std::make_unique<MeshGroups>();
+  groups_ = options.groups == nullptr ? alone_.get() : options.groups;
+  const Mesh::Dense& dense = groups_->mesh().sizes();
+  Problems problems;
+  for (const MeshProblem& found :
+       check_parallel(config, {.tp_size = dense.tp,
+                              .cp_size = dense.cp,
+                              .pp_size = dense.pp,
+                              .ep_size = groups_->mesh().sparse_sizes().ep})) {
+    problems.add("distributed." + found.axis, found.what, found.fix);
+  }
+  problems.throw_if_any("model");
   const bool reference = options.dtype == Dtype::f64 || options.dtype == Dtype::c128;
   const bool meta = options.backend == Backend::meta;
   if (!meta && reference != (options.backend == Backend::ref)) {
@@ -59,6 +70,7 @@ Capabilities Gemma4ForConditionalGeneration::get_capabilities(const Config& conf
   Capabilities can;
   can.cp = true;
   can.ep = text.enable_moe_block;
+  can.max_ep = can.ep ? text.num_experts : 1;
   if (!can.ep) can.why_no_ep = "the model has no experts";
   can.pp = !text.enable_moe_block && text.hidden_size_per_layer_input == 0 &&
            text.num_kv_shared_layers == 0;
@@ -81,30 +93,33 @@ Capabilities Gemma4ForConditionalGeneration::get_capabilities(const Config& conf
   return can;
 }
 
-void Gemma4ForConditionalGeneration::check_parallel(const Config& config,
-                                                    const ParallelSizes& sizes) {
+std::vector<MeshProblem> Gemma4ForConditionalGeneration::check_parallel(const Config& config,
+                                                                        const MeshOptions& sizes) {
   const Capabilities can = get_capabilities(config);
-  Problems problems;
-  const auto axis = [&](const char* name, int64_t size, bool supported, const std::string& why) {
-    if (size == 1) return;
-    if (!supported) {
-      problems.add(std::string("distributed.") + name + "_size",
-                   std::to_string(size) + " is not supported by this model: " + why, "use 1");
-    } else if (name == std::string("tp") && (size < 1 || can.max_tp % size != 0)) {
-      problems.add("distributed.tp_size",
-                   std::to_string(size) + " does not divide the key/value heads of every layer",
-                   "use a divisor of " + std::to_string(can.max_tp));
-    } else {
-      problems.add(std::string("distributed.") + name + "_size",
-                   std::to_string(size) + " needs several ranks, which this version does not run",
-                   "use 1");
-    }
+  std::vector<MeshProblem> found;
+  const auto add = [&](const char* name, int64_t size, const std::string& what,
+                       const std::string& fix) {
+    found.push_back({name, std::to_string(size) + " " + what, fix});
   };
-  axis("tp", sizes.tp, can.tp, can.why_no_tp);
-  axis("cp", sizes.cp, can.cp, "");
-  axis("pp", sizes.pp, can.pp, can.why_no_pp);
-  axis("ep", sizes.ep, can.ep, can.why_no_ep);
-  problems.throw_if_any("model");
+  const auto unbuilt = [&](const char* name, int64_t size, bool supported, const std::string& why) {
+    if (size <= 1) return;
+    add(name, size, supported ? "is not in this version" : "is not supported by this model: " + why,
+        "use 1");
+  };
+  unbuilt("tp_size", sizes.tp_size, can.tp, can.why_no_tp);
+  if (can.tp && sizes.tp_size > 1 && can.max_tp % sizes.tp_size != 0) {
+    add("tp_size", sizes.tp_size, "does not divide the key/value heads of every layer",
+        "use a divisor of " + std::to_string(can.max_tp));
+  }
+  unbuilt("cp_size", sizes.cp_size, can.cp, "");
+  unbuilt("pp_size", sizes.pp_size, can.pp, can.why_no_pp);
+  if (!can.ep && sizes.ep_size > 1) {
+    add("ep_size", sizes.ep_size, "is not supported by this model: " + can.why_no_ep, "use 1");
+  } else if (sizes.ep_size > can.max_ep) {
+    add("ep_size", sizes.ep_size, "is more than the model has experts",
+        "use at most " + std::to_string(can.max_ep));
+  }
+  return found;
 }
 
 void Gemma4ForConditionalGeneration::initialize_weights(uint64_t seed) {
@@ -137,6 +152,12 @@ Parameter& Gemma4ForConditionalGeneration::parameter(const std::string& name) {
   });
   if (found == nullptr) fail("model", "there is no parameter \"" + name + "\"");
   return *found;
+}
+
+std::vector<Parameter*> Gemma4ForConditionalGeneration::optimizer_parameters() {
+  std::vector<Parameter*> out;
+  for_each_parameter([&](Parameter& p) { out.push_back(&p); });
+  return out;
 }
 
 void Gemma4ForConditionalGeneration::zero_gradients(GradientBuffers buffers) {

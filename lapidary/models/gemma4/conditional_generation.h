@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "lapidary/comm/mesh_groups.h"
 #include "lapidary/models/gemma4/text_model.h"
 
 namespace lapidary::gemma4 {
@@ -14,19 +15,22 @@ namespace lapidary::gemma4 {
 struct Capabilities {
   bool tp = false, cp = false, pp = false, ep = false;
   int64_t max_tp = 1;  // largest tensor-parallel size: divides every head count
+  int64_t max_ep = 1;  // the number of experts
   std::string why_no_tp, why_no_pp, why_no_ep;
-};
-// Sizes of the axes a run asks for; 1 = unused.
-struct ParallelSizes {
-  int64_t tp = 1, cp = 1, pp = 1, ep = 1;
 };
 
 struct ModelOptions {
   Dtype dtype = Dtype::f32;  // f32 or bf16 on cpu; f64 or c128 on ref
   Backend backend = Backend::cpu;
   Backend target = Backend::cpu;  // with backend meta: whose memory plans are made
-  ParallelSizes parallel = {};    // unsupported axes are refused before anything is loaded
   uint64_t seed = 42;             // from_config
+  // The ranks that share the model; outlives it. Null: this process alone. Axes that the
+  // configuration does not support are refused before anything is loaded.
+  const MeshGroups* groups = nullptr;
+  // false: a rank keeps its shard of every weight and gathers layer by layer (ZeRO-3). true: the
+  // gathered weights stay; gradients and optimiser state are sharded all the same (ZeRO-2).
+  bool resident_weights = false;
+  int64_t shard_alignment = 1;  // elements: every shard begins at a multiple of it
 };
 
 struct ForwardOptions {
@@ -86,8 +90,8 @@ class Gemma4ForConditionalGeneration {
                                                         const Config& config,
                                                         const ModelOptions& options);
   static Capabilities get_capabilities(const Config& config);
-  // Throws Error when an axis above 1 is not supported by the configuration or by this build.
-  static void check_parallel(const Config& config, const ParallelSizes& sizes);
+  // Sizes of tp, cp, pp and ep above 1 that the configuration or this version does not support.
+  static std::vector<MeshProblem> check_parallel(const Config& config, const MeshOptions& sizes);
 
   // normal(0, initializer_range), pad rows zero, norms and scales one. Never all zeros. Each
   // tensor's values depend on seed and name alone.
@@ -129,6 +133,10 @@ class Gemma4ForConditionalGeneration {
   int64_t gradient_bytes() const;
   void for_each_parameter(const std::function<void(Parameter&)>& f);
   Parameter& parameter(const std::string& name);  // Error when there is none
+  // What an optimiser works on: of each parameter what this rank holds, value and gradient; the
+  // parameters themselves in a process alone.
+  std::vector<Parameter*> optimizer_parameters();
+  const MeshGroups& groups() const { return *groups_; }
 
   const Config& config() const { return text_->config(); }
   Gemma4TextModel& language_model() { return *text_; }
@@ -151,6 +159,8 @@ class Gemma4ForConditionalGeneration {
   MemoryPlan measure(Run&& run);
 
   ModelOptions options_;
+  std::unique_ptr<MeshGroups> alone_;  // without options.groups
+  const MeshGroups* groups_ = nullptr;
   std::unique_ptr<Gemma4TextModel> text_;  // stable addresses for parameters
   Parameter lm_head_;                      // untied only
   std::vector<OwnedTensor> values_, gradients_;

@@ -12,13 +12,12 @@ using ::testing::IsEmpty;
 using ::testing::Not;
 using Model = Gemma4ForConditionalGeneration;
 
-std::string refusal(const std::string& name, const ParallelSizes& sizes) {
-  try {
-    Model::check_parallel(named_config(name), sizes);
-  } catch (const Error& e) {
-    return e.what();
+std::string refusal(const std::string& name, const MeshOptions& sizes) {
+  std::string out;
+  for (const MeshProblem& found : Model::check_parallel(named_config(name), sizes)) {
+    out += found.axis + " " + found.what + "; " + found.fix + "\n";
   }
-  return "";
+  return out;
 }
 
 TEST(Capabilities, E2bHasOneKeyHead) {
@@ -67,34 +66,42 @@ TEST(CheckParallel, OneRankIsAlwaysRight) {
 }
 
 TEST(CheckParallel, TellsWhatTheModelCannotDo) {
-  EXPECT_THAT(refusal("e2b", {.tp = 2}),
-              AllOf(HasSubstr("distributed.tp_size"), HasSubstr("not supported by this model")));
-  EXPECT_THAT(refusal("e4b", {.pp = 2}), HasSubstr("distributed.pp_size"));
-  EXPECT_THAT(refusal("31b", {.ep = 4}), HasSubstr("no experts"));
-  EXPECT_THAT(refusal("26b-a4b", {.tp = 2}), HasSubstr("use ep"));
-  EXPECT_THAT(refusal("26b-a4b", {.pp = 2}), HasSubstr("distributed.pp_size"));
+  EXPECT_THAT(refusal("e2b", {.tp_size = 2}),
+              AllOf(HasSubstr("tp_size"), HasSubstr("not supported by this model")));
+  EXPECT_THAT(refusal("e4b", {.pp_size = 2}), HasSubstr("pp_size"));
+  EXPECT_THAT(refusal("31b", {.ep_size = 4}), HasSubstr("no experts"));
+  EXPECT_THAT(refusal("26b-a4b", {.tp_size = 2}), HasSubstr("use ep"));
+  EXPECT_THAT(refusal("26b-a4b", {.pp_size = 2}), HasSubstr("pp_size"));
 }
 
 TEST(CheckParallel, TellsEveryMistakeAtOnce) {
-  EXPECT_THAT(refusal("e2b", {.tp = 2, .pp = 2, .ep = 2}),
+  EXPECT_THAT(refusal("e2b", {.tp_size = 2, .pp_size = 2, .ep_size = 2}),
               AllOf(HasSubstr("tp_size"), HasSubstr("pp_size"), HasSubstr("ep_size")));
 }
 
-TEST(CheckParallel, WhatTheModelCouldDoStillNeedsRanks) {
-  EXPECT_THAT(refusal("31b", {.tp = 4}), HasSubstr("several ranks"));
-  EXPECT_THAT(refusal("31b", {.cp = 2}), HasSubstr("several ranks"));
-  EXPECT_THAT(refusal("26b-a4b", {.ep = 8}), HasSubstr("several ranks"));
+TEST(CheckParallel, AxesThatAreNotBuiltAreRefused) {
+  EXPECT_THAT(refusal("31b", {.tp_size = 4}), HasSubstr("not in this version"));
+  EXPECT_THAT(refusal("31b", {.cp_size = 2}), HasSubstr("not in this version"));
 }
 
-TEST(CheckParallel, SizesBelowOneAndAboveTheHeadsAreMistakesOfTheirOwn) {
-  EXPECT_THAT(refusal("31b", {.tp = 8}), HasSubstr("4"));
-  EXPECT_THAT(refusal("31b", {.tp = 3}), HasSubstr("4"));
-  EXPECT_THAT(refusal("31b", {.cp = 0}), Not(IsEmpty()));
+TEST(CheckParallel, TheFewestKeyHeadsOfAnyLayerBoundTensorParallelism) {
+  EXPECT_THAT(refusal("31b", {.tp_size = 8}), HasSubstr("use a divisor of 4"));
+  EXPECT_THAT(refusal("31b", {.tp_size = 3}), HasSubstr("use a divisor of 4"));
+}
+
+TEST(CheckParallel, AnyNumberOfRanksUpToThatOfTheExpertsMayShareThem) {
+  EXPECT_EQ(refusal("26b-a4b", {.ep_size = 8}), "");
+  EXPECT_EQ(refusal("26b-a4b", {.ep_size = 7}), "");
+  EXPECT_EQ(refusal("26b-a4b", {.ep_size = 128}), "");
+  EXPECT_THAT(refusal("26b-a4b", {.ep_size = 129}), HasSubstr("use at most 128"));
 }
 
 TEST(CheckParallel, HappensBeforeAnythingIsAllocated) {
+  const MeshGroups groups(
+      Mesh({.world_size = 2, .tp_size = 2}), 0,
+      [](int64_t, const std::string&) { return std::make_unique<SelfGroup>(); });
   // 31 billion parameters: allocating them first would end the test.
-  EXPECT_THROW(Model::from_config(named_config("31b"), {.parallel = {.tp = 2}}), Error);
+  EXPECT_THROW(Model::from_config(named_config("31b"), {.groups = &groups}), Error);
 }
 
 TEST(Models, ReferenceTypesAndBackendsBelongTogether) {

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "lapidary/comm/process_group.h"
+
+namespace lapidary {
+
+// The processes that a launcher started together (mpirun, srun): ranks 0 .. size() - 1. A process
+// that was started alone is a world of one and needs no MPI.
+//
+// MPI is opened at run time (Open MPI 4 or 5, libmpi.so.40; another file: LAPIDARY_MPI), once in a
+// process, by the first World.
+class World {
+ public:
+  // Error when a launcher started several processes and MPI can't be opened: which library, how to
+  // install it.
+  World();
+  ~World();  // leaves MPI, unless an exception is on its way
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
+
+  int64_t rank() const { return rank_; }
+  int64_t size() const { return size_; }
+  // Ranks with the same color form a group, in the order of their ranks. Collective: every rank of
+  // the world calls it. `name` (an axis) is for messages.
+  std::unique_ptr<ProcessGroup> split(int64_t color, const std::string& name) const;
+  // How long an operation of any group may wait for the other ranks before it throws Error with
+  // rank, operation and group. 600 s until it is set.
+  void set_timeout(double seconds) const;
+  // Ends all processes of the job with this exit code, at once. A world of one: does nothing.
+  void abort(int code) const noexcept;
+
+ private:
+  int64_t rank_ = 0;
+  int64_t size_ = 1;
+};
+
+}  // namespace lapidary
