@@ -70,7 +70,7 @@ void sum_of_squares(Context& ctx, const SumOfSquaresArgs& a) {
 
 void clip_scale(Context& ctx, const ClipScaleArgs& a) {
   const Check c("clip_scale");
-  c.tensor("sum", a.sum, {1}, Dtype::f64);
+  c.tensor("sum", a.sum, {a.sum.numel()}, Dtype::f64);
   c.tensor("norm", a.norm, {1}, Dtype::f64);
   c.tensor("scale", a.scale, {1}, Dtype::f64);
   dispatch(ctx, "clip_scale", a, {cpu::clip_scale, ref::clip_scale, cuda::clip_scale});

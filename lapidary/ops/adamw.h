@@ -51,9 +51,10 @@ struct SumOfSquaresArgs {
 void sum_of_squares(Context& ctx, const SumOfSquaresArgs& args);
 
 // What gradients are multiplied by so that their norm is at most max_norm:
-//   norm = sqrt(sum);  scale = min(1, max_norm / (norm + 1e-6)), or 1 when max_norm <= 0
+//   norm = sqrt(sum of sum[i], in order);  scale = min(1, max_norm / (norm + 1e-6)), or 1 when
+//   max_norm <= 0
 // scale is NaN when the norm is not finite, so that adamw() then leaves everything as it is.
-//   sum, norm, scale: [1] f64
+//   sum [n], norm, scale [1]: f64
 struct ClipScaleArgs {
   ConstTensor sum;
   double max_norm = 0.0;

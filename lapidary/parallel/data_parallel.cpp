@@ -12,10 +12,4 @@ double DataParallel::sum(double value) const {
   return value;
 }
 
-void DataParallel::reduce_gradients(std::span<Parameter* const> parameters) const {
-  for (const Parameter* p : parameters) {
-    if (p->grad.defined()) group_.all_reduce(p->grad);
-  }
-}
-
 }  // namespace lapidary

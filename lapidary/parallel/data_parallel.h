@@ -1,16 +1,12 @@
 #pragma once
 
-#include <span>
-
 #include "lapidary/comm/process_group.h"
-#include "lapidary/core/parameter.h"
 
 namespace lapidary {
 
-// Data parallelism in its plain form: every rank holds the whole model and sees its own rows.
-//   forward: identity on parameters    backward: sum of parameter gradients over the group
-// The loss is a sum divided by the group's count of label tokens, so gradients are summed, never
-// averaged. A group of one costs nothing.
+// What ranks with different rows know together. The loss is a sum divided by the label tokens of
+// the whole group, so that losses and gradients are summed, never averaged. A group of one costs
+// nothing.
 class DataParallel {
  public:
   explicit DataParallel(ProcessGroup& group) : group_(group) {}
@@ -19,8 +15,6 @@ class DataParallel {
   int64_t size() const { return group_.size(); }
   int64_t sum(int64_t value) const;
   double sum(double value) const;
-  // Gradients of all parameters that have one; every rank must pass the same list.
-  void reduce_gradients(std::span<Parameter* const> parameters) const;
 
  private:
   ProcessGroup& group_;

@@ -103,27 +103,19 @@ void bench_step(BenchRun& run) {
   auto model = run.random_model(config);
   const std::vector<int64_t> ids = run.random_ids(run.tokens(), config.text.vocab_size);
   const MicroBatch batch{{.input_ids = ids_tensor(ids, o.batch)}, ids_tensor(ids, o.batch)};
-  std::vector<Parameter*> parameters;
   double elements = 0.0;
-  model.for_each_parameter([&](Parameter& p) {
-    parameters.push_back(&p);
-    elements += static_cast<double>(p.shape.numel());
-  });
+  model.for_each_parameter([&](Parameter& p) { elements += static_cast<double>(p.shape.numel()); });
   AdamW optimizer(o.backend,
                   {.moments = parse_moment_type(o.state_dtype), .master_weights = o.master_weights},
-                  parameters);
-  SelfGroup group;
-  const DataParallel data_parallel(group);
-  const auto gradients =
-      o.optimizer_in_bwd ? gemma4::GradientBuffers::per_layer : gemma4::GradientBuffers::whole;
-  TrainStep step(model, optimizer, data_parallel, gradients);
+                  model.optimizer_parameters());
+  TrainStep step(model, optimizer, {.optimizer_in_bwd = o.optimizer_in_bwd});
   BenchLine line{.part = "loss and backward",
                  .shape = shape_of(config.text, o.batch, o.seq),
                  .flops = gemma4::forward_cost(config.text, o.batch, o.seq).training(),
                  .bytes = elements * (2.0 * run.width() + 8.0),  // as in bench_period
                  .tokens = static_cast<double>(run.tokens())};
   run.measure(line, BenchRun::Length::whole, [&](Context& ctx) {
-    model.zero_gradients(ctx, gradients);
+    model.zero_gradients(ctx);  // in the buffers that the step has made
     model.loss(ctx, batch.inputs, batch.labels, {.policy = o.recompute, .grad_scale = 1e-3});
   });
   line.part = "step";
@@ -134,7 +126,7 @@ void bench_step(BenchRun& run) {
                                  .lr = 1e-5,
                                  .weight_decay = 0.01,
                                  .grad_scale = 1.0 / static_cast<double>(run.tokens())};
-  const MemoryPlan plan = step.plan(batch.inputs, o.recompute, 1);
+  const MemoryPlan plan = step.plan(batch.inputs, o.recompute);
   run.measure(line, BenchRun::Length::whole, plan, [&](Context& ctx) {
     const ArenaScope staging(ctx.staging);
     step.issue(ctx, {&batch, 1}, options);

@@ -29,21 +29,21 @@ MomentType parse_moment_type(const std::string& text) {
 }
 
 AdamW::AdamW(Backend backend, const AdamWOptions& options,
-             const std::vector<Parameter*>& parameters)
+             const std::vector<Parameter*>& parameters, const FirstElement& first_element)
     : backend_(backend),
       options_(options),
-      squares_(backend, Dtype::f64, {1}),
+      squares_(backend, Dtype::f64, {2}),
       norm_(backend, Dtype::f64, {1}),
       scale_(backend, Dtype::f64, {1}) {
   Context ctx = Context::make(backend);
   for (Parameter* p : parameters) {
     if (p->buffer || !p->trainable) continue;
     entry_of_.emplace(p, entries_.size());
-    entries_.push_back(make_entry(ctx, *p));
+    entries_.push_back(make_entry(ctx, *p, first_element ? first_element(*p) : 0));
   }
 }
 
-AdamW::Entry AdamW::make_entry(Context& ctx, Parameter& p) const {
+AdamW::Entry AdamW::make_entry(Context& ctx, Parameter& p, int64_t first_element) const {
   const Dtype acc = accumulate_dtype(p.value.dtype());
   const Dtype kept = kept_in(options_.moments, acc);
   Entry entry{.parameter = &p,
@@ -52,7 +52,8 @@ AdamW::Entry AdamW::make_entry(Context& ctx, Parameter& p) const {
               .m_scale = {},
               .v_scale = {},
               .master = {},
-              .stream = stream_of(p.name.c_str())};
+              .stream = stream_of(p.name.c_str()),
+              .first_element = first_element};
   if (kept == Dtype::u8) {
     const Shape blocks{(p.shape.numel() + ops::kQuantBlock - 1) / ops::kQuantBlock};
     entry.m_scale = OwnedTensor(backend_, acc, blocks);
@@ -74,7 +75,8 @@ void AdamW::reset_squares(Context& ctx) { ops::fill_zero(ctx, squares_.get()); }
 
 void AdamW::add_squares(Context& ctx, const Parameter& parameter) {
   if (entry_of_.count(&parameter) == 0) return;
-  ops::sum_of_squares(ctx, {.t = parameter.grad, .sum = squares_.get()});
+  const auto kind = static_cast<int64_t>(parameter.placement);
+  ops::sum_of_squares(ctx, {.t = parameter.grad, .sum = squares_->slice(0, kind, 1)});
 }
 
 void AdamW::add_squares(Context& ctx) {
@@ -112,7 +114,8 @@ void AdamW::update(Context& ctx, const Entry& entry, double lr, double weight_de
                    .step = steps_,
                    .stochastic_rounding = half && !entry.master->defined(),
                    .seed = options_.seed,
-                   .stream = entry.stream});
+                   .stream = entry.stream,
+                   .first_element = entry.first_element});
 }
 
 void AdamW::update(Context& ctx, Parameter& parameter, double lr, double weight_decay) {

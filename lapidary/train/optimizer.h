@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <unordered_map>
@@ -34,7 +35,11 @@ struct AdamWOptions {
 class AdamW {
  public:
   // Parameters must keep their addresses. Those that are frozen, or never trained, are skipped.
-  AdamW(Backend backend, const AdamWOptions& options, const std::vector<Parameter*>& parameters);
+  // first_element: where a parameter that is a shard begins in its whole tensor, which decides its
+  // random rounding; empty: none is.
+  using FirstElement = std::function<int64_t(const Parameter&)>;
+  AdamW(Backend backend, const AdamWOptions& options, const std::vector<Parameter*>& parameters,
+        const FirstElement& first_element = {});
 
   void begin_step();
   void reset_squares(Context& ctx);
@@ -44,6 +49,9 @@ class AdamW {
   // From the sum of squares: the norm of the gradients, and what the updates of this step multiply
   // them by so that it is at most max_norm (<= 0: no limit). Without clip() they are as they are.
   void clip(Context& ctx, double max_norm);
+  // [2] f64 on the backend, by Placement: the squares added so far. With shards on several ranks
+  // they are summed over the ranks before clip(): Fsdp::sum_squares().
+  const Tensor& squares() const { return squares_.get(); }
   // [1] f64 on the backend: as the last clip() or grad_norm() found it.
   ConstTensor norm() const { return norm_.get(); }
 
@@ -63,8 +71,9 @@ class AdamW {
     Parameter* parameter;
     OwnedTensor m, v, m_scale, v_scale, master;
     uint64_t stream = 0;
+    int64_t first_element = 0;  // of the whole parameter, where a shard begins
   };
-  Entry make_entry(Context& ctx, Parameter& parameter) const;
+  Entry make_entry(Context& ctx, Parameter& parameter, int64_t first_element) const;
   void find_norm(Context& ctx);
   void update(Context& ctx, const Entry& entry, double lr, double weight_decay);
 

@@ -6,28 +6,35 @@
 
 namespace lapidary {
 
-using gemma4::GradientBuffers;
+namespace {
 
-TrainStep::TrainStep(gemma4::Gemma4ForConditionalGeneration& model, AdamW& optimizer,
-                     const DataParallel& data_parallel, GradientBuffers gradients)
-    : model_(model),
-      optimizer_(optimizer),
-      data_parallel_(data_parallel),
-      gradients_(gradients),
-      loss_(model.backend(), Dtype::f64, {1}),
-      spare_loss_(model.backend(), Dtype::f64, {1}) {
-  model.for_each_parameter([&](Parameter& p) { parameters_.push_back(&p); });
-  model.zero_gradients(gradients);
+// Per micro-batch sums need no whole gradients beyond one layer's.
+GradientBuffers buffers_for(const GradientFlow& flow, bool sharded) {
+  if (flow.optimizer_in_bwd) return GradientBuffers::per_layer;
+  const bool defer = flow.defer_fsdp_grad_sync && flow.micro_batches > 1;
+  return sharded && !defer ? GradientBuffers::sharded : GradientBuffers::whole;
 }
 
-MemoryPlan TrainStep::plan(const gemma4::TextInputs& shape, nn::Recompute recompute,
-                           int64_t count) {
+}  // namespace
+
+TrainStep::TrainStep(gemma4::Gemma4ForConditionalGeneration& model, AdamW& optimizer,
+                     const GradientFlow& flow)
+    : model_(model),
+      optimizer_(optimizer),
+      flow_(flow),
+      gradients_(buffers_for(flow, model.fsdp().sharded())),
+      loss_(model.backend(), Dtype::f64, {1}),
+      spare_loss_(model.backend(), Dtype::f64, {1}) {
+  model.zero_gradients(gradients_);
+}
+
+MemoryPlan TrainStep::plan(const gemma4::TextInputs& shape, nn::Recompute recompute) {
   const auto squares = [&](Context& ctx, const std::vector<Parameter*>& ready) {
     for (const Parameter* p : ready) optimizer_.add_squares(ctx, *p);
   };
   MemoryPlan plan = model_.plan_loss(shape, {.policy = recompute, .on_gradients = squares});
   // Inputs of every pass stay until the step is done.
-  plan.staging *= gradients_ == GradientBuffers::per_layer ? 2 : count;
+  plan.staging *= flow_.optimizer_in_bwd ? 2 : flow_.micro_batches;
   return plan;
 }
 
@@ -41,7 +48,7 @@ void TrainStep::issue(Context& ctx, std::span<const MicroBatch> batches,
                       const TrainStepOptions& options) {
   optimizer_.begin_step();
   optimizer_.reset_squares(ctx);
-  if (gradients_ == GradientBuffers::whole) return issue_whole(ctx, batches, options);
+  if (!flow_.optimizer_in_bwd) return issue_whole(ctx, batches, options);
   if (batches.size() != 1) {
     fail("optimizer_in_bwd", std::to_string(batches.size()) + " micro-batches in a step",
          "make global_batch_size equal to local_batch_size");
@@ -53,13 +60,16 @@ void TrainStep::issue_whole(Context& ctx, std::span<const MicroBatch> batches,
                             const TrainStepOptions& o) {
   clear(ctx, loss_.get());
   for (const MicroBatch& batch : batches) {
+    const bool sync = gradients_ != GradientBuffers::whole || &batch == &batches.back();
     model_.add_loss(ctx, batch.inputs, batch.labels,
-                    {.policy = o.recompute, .grad_scale = o.grad_scale}, loss_.get());
+                    {.policy = o.recompute, .grad_scale = o.grad_scale, .sync_gradients = sync},
+                    loss_.get());
   }
-  data_parallel_.reduce_gradients(parameters_);
   optimizer_.add_squares(ctx);
+  model_.fsdp().sum_squares(ctx, optimizer_.squares());
   optimizer_.clip(ctx, o.max_grad_norm);
   optimizer_.step(ctx, o.lr, o.weight_decay);
+  model_.weights_changed();
 }
 
 void TrainStep::issue_per_layer(Context& ctx, const MicroBatch& batch, const TrainStepOptions& o) {
@@ -67,11 +77,11 @@ void TrainStep::issue_per_layer(Context& ctx, const MicroBatch& batch, const Tra
   const auto pass = [&](const Tensor& loss, bool count, bool update) {
     clear(ctx, loss);
     const auto use = [&](Context& at, const std::vector<Parameter*>& ready) {
-      data_parallel_.reduce_gradients(ready);
       for (Parameter* p : ready) {
         if (count) optimizer_.add_squares(at, *p);
       }
-      if (count && update) optimizer_.clip(at, 0.0);  // from here on, nothing if not finite
+      // From here on nothing if not finite; on several ranks by what this rank has seen.
+      if (count && update) optimizer_.clip(at, 0.0);
       for (Parameter* p : ready) {
         if (update) optimizer_.update(at, *p, o.lr, o.weight_decay);
       }
@@ -80,9 +90,10 @@ void TrainStep::issue_per_layer(Context& ctx, const MicroBatch& batch, const Tra
                     {.policy = o.recompute, .grad_scale = o.grad_scale, .on_gradients = use}, loss);
   };
   pass(loss_.get(), true, !twice);
-  if (!twice) return;
+  model_.fsdp().sum_squares(ctx, optimizer_.squares());
   optimizer_.clip(ctx, o.max_grad_norm);
-  pass(spare_loss_.get(), false, true);
+  if (twice) pass(spare_loss_.get(), false, true);
+  model_.weights_changed();
 }
 
 TrainStep::Result TrainStep::read(Context& ctx) const {

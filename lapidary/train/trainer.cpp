@@ -78,12 +78,6 @@ AdamWOptions adamw_options(const Recipe& recipe) {
           .seed = static_cast<uint64_t>(recipe.seed)};
 }
 
-std::vector<Parameter*> parameters_of(gemma4::Gemma4ForConditionalGeneration& model) {
-  std::vector<Parameter*> out;
-  model.for_each_parameter([&](Parameter& p) { out.push_back(&p); });
-  return out;
-}
-
 }  // namespace
 
 Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console)
@@ -116,10 +110,10 @@ Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console)
   schedule_ = recipe_.lr_schedule(scheduled_steps(recipe_.step_scheduler.num_epochs,
                                                   loader_->steps_in_epoch(), accumulation,
                                                   recipe_.step_scheduler.max_steps));
-  optimizer_.emplace(model_.backend(), adamw_options(recipe_), parameters_of(model_));
-  step_on_device_.emplace(model_, *optimizer_, data_parallel_,
-                          recipe_.optimizer_in_bwd ? gemma4::GradientBuffers::per_layer
-                                                   : gemma4::GradientBuffers::whole);
+  optimizer_.emplace(model_.backend(), adamw_options(recipe_), model_.optimizer_parameters());
+  step_on_device_.emplace(model_, *optimizer_,
+                          GradientFlow{.optimizer_in_bwd = recipe_.optimizer_in_bwd,
+                                       .micro_batches = recipe_.gradient_accumulation()});
   plan_memory();
   // Last: a run that cannot start leaves the folder as it is.
   store_.emplace(recipe_.checkpoint.checkpoint_dir);
@@ -128,8 +122,8 @@ Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console)
 
 void Trainer::plan_memory() {
   const int64_t rows = recipe_.step_scheduler.local_batch_size;
-  MemoryPlan plan = step_on_device_->plan(gemma4::TextInputs::of_shape(rows, data_.longest),
-                                          recipe_.recompute, recipe_.gradient_accumulation());
+  MemoryPlan plan =
+      step_on_device_->plan(gemma4::TextInputs::of_shape(rows, data_.longest), recipe_.recompute);
   if (evaluator_) {
     const MemoryPlan eval = model_.plan_loss(
         gemma4::TextInputs::of_shape(evaluator_->rows(), evaluator_->cols()), {.backward = false});

@@ -30,7 +30,9 @@ struct Failure {
 class Meeting {
  public:
   Meeting(Failure& failure, int64_t size)
-      : failure_(failure), size_(size), data(static_cast<size_t>(size)),
+      : failure_(failure),
+        size_(size),
+        data(static_cast<size_t>(size)),
         rows(static_cast<size_t>(size)) {}
 
   void barrier() {
@@ -208,9 +210,8 @@ void run_ranks(int64_t size, const std::function<void(int64_t, const SplitWorld&
 }
 
 void run_on_mesh(const Mesh& mesh, const std::function<void(const MeshGroups&)>& body) {
-  run_ranks(mesh.world_size(), [&](int64_t rank, const SplitWorld& split) {
-    body(MeshGroups(mesh, rank, split));
-  });
+  run_ranks(mesh.world_size(),
+            [&](int64_t rank, const SplitWorld& split) { body(MeshGroups(mesh, rank, split)); });
 }
 
 }  // namespace lapidary::test

@@ -22,8 +22,6 @@ OwnedTensor copy_of(Context& ctx, const ConstTensor& t, const Shape& shape) {
   return out;
 }
 
-bool has_gradient(const Parameter& p) { return p.trainable && !p.buffer; }
-
 }  // namespace
 
 Gemma4ForConditionalGeneration::Gemma4ForConditionalGeneration(const Config& config,
@@ -52,10 +50,32 @@ Gemma4ForConditionalGeneration::Gemma4ForConditionalGeneration(const Config& con
                 .shape = {config.text.vocab_size, config.text.hidden_size}};
   }
   text_->set_dtype(options.dtype);
+  make_fsdp();
+}
+
+void Gemma4ForConditionalGeneration::make_fsdp() {
+  if (groups_->data().size() > 1 && options_.backend == Backend::cuda) {
+    fail("model", "several ranks on GPUs are not in this version", "use device: cpu, or one rank");
+  }
+  std::vector<std::vector<Parameter*>> units;
+  std::set<const Parameter*> of_layers;
+  for (int64_t i = 0; i < config().text.num_hidden_layers; ++i) {
+    std::vector<Parameter*>& unit = units.emplace_back();
+    text_->visit_layer(i, [&](Parameter& p) {
+      unit.push_back(&p);
+      of_layers.insert(&p);
+    });
+  }
+  std::vector<Parameter*>& root = units.emplace_back();
   for_each_parameter([&](Parameter& p) {
-    values_.emplace_back(options.backend, options.dtype, p.shape);
-    p.value = values_.back().get();
+    if (!of_layers.contains(&p)) root.push_back(&p);
   });
+  fsdp_ = std::make_unique<Fsdp>(*groups_,
+                                 Fsdp::Options{.backend = options_.backend,
+                                               .dtype = options_.dtype,
+                                               .resident = options_.resident_weights,
+                                               .alignment = options_.shard_alignment},
+                                 std::move(units));
 }
 
 Gemma4ForConditionalGeneration Gemma4ForConditionalGeneration::from_config(
@@ -130,14 +150,20 @@ void Gemma4ForConditionalGeneration::initialize_parameter(Parameter& p, uint64_t
   const TextConfig& text = config().text;
   Context ctx = Context::make(options_.backend);
   const bool ones = p.init == Init::ones;
-  ops::fill_normal(ctx, {.t = p.value,
+  const Fsdp::Shard shard = fsdp_->shard_of(p);
+  ops::fill_normal(ctx, {.t = shard.value,
                          .mean = ones ? 1.0 : 0.0,
                          .deviation = ones ? 0.0 : text.initializer_range,
                          .seed = seed,
-                         .stream = stream_of(p.name.c_str())});
+                         .stream = stream_of(p.name.c_str()),
+                         .first_element = shard.interval.begin});
   if (p.init == Init::normal_pad_row_zero) {
-    ops::fill_zero(ctx, p.value.slice(0, *text.pad_token_id, 1));
+    const int64_t row = *text.pad_token_id, width = p.shape[1];
+    const Interval zero = intersect(shard.interval, {row * width, (row + 1) * width});
+    const Tensor flat = shard.value.view({shard.interval.size()});
+    ops::fill_zero(ctx, flat.slice(0, zero.begin - shard.interval.begin, zero.size()));
   }
+  fsdp_->weights_changed();
 }
 
 void Gemma4ForConditionalGeneration::for_each_parameter(const std::function<void(Parameter&)>& f) {
@@ -154,92 +180,46 @@ Parameter& Gemma4ForConditionalGeneration::parameter(const std::string& name) {
   return *found;
 }
 
-std::vector<Parameter*> Gemma4ForConditionalGeneration::optimizer_parameters() {
-  std::vector<Parameter*> out;
-  for_each_parameter([&](Parameter& p) { out.push_back(&p); });
-  return out;
-}
-
 void Gemma4ForConditionalGeneration::zero_gradients(GradientBuffers buffers) {
   Context ctx = Context::make(options_.backend);
   zero_gradients(ctx, buffers);
 }
 
 void Gemma4ForConditionalGeneration::zero_gradients(Context& ctx, GradientBuffers buffers) {
-  for (const OwnedTensor& gradient : gradients_) ops::fill_zero(ctx, gradient.get());
-  allocate_gradients(buffers);
+  fsdp_->zero_gradients(ctx, buffers);
 }
 
-std::vector<Parameter*> Gemma4ForConditionalGeneration::layer_parameters(int64_t layer) {
-  std::vector<Parameter*> out;
-  text_->visit_layer(layer, [&](Parameter& p) {
-    if (has_gradient(p)) out.push_back(&p);
-  });
-  return out;
+void Gemma4ForConditionalGeneration::gather_layer(Context& ctx, int64_t i, int64_t next) {
+  fsdp_->gather(ctx, i);
+  if (next >= 0 && next < fsdp_->root()) fsdp_->prefetch(ctx, next);
 }
 
-std::vector<Parameter*> Gemma4ForConditionalGeneration::other_parameters() {
-  std::set<const Parameter*> of_layers;
-  for (int64_t i = 0; i < config().text.num_hidden_layers; ++i) {
-    text_->visit_layer(i, [&](Parameter& p) { of_layers.insert(&p); });
-  }
-  std::vector<Parameter*> out;
-  for_each_parameter([&](Parameter& p) {
-    if (has_gradient(p) && !of_layers.contains(&p)) out.push_back(&p);
-  });
-  return out;
-}
-
-void Gemma4ForConditionalGeneration::allocate_gradients(GradientBuffers buffers) {
-  const Dtype acc = accumulate_dtype(options_.dtype);
-  const auto own = [&](Parameter& p) {
-    if (!has_gradient(p) || p.grad.defined()) return;
-    gradients_.emplace_back(options_.backend, acc, p.shape);
-    p.grad = gradients_.back().get();
-  };
-  const bool decided = layer_gradients_->defined() || !gradients_.empty();
-  if (buffers == GradientBuffers::whole || decided) {
-    return for_each_parameter(own);
-  }
-  constexpr int64_t kSpacing = 64;  // elements: every gradient starts on a whole cache line
-  const auto room = [](const Parameter& p) {
-    return (p.shape.numel() + kSpacing - 1) / kSpacing * kSpacing;
-  };
-  int64_t largest = 0;
-  for (int64_t i = 0; i < config().text.num_hidden_layers; ++i) {
-    int64_t sum = 0;
-    for (const Parameter* p : layer_parameters(i)) sum += room(*p);
-    largest = std::max(largest, sum);
-  }
-  layer_gradients_ = OwnedTensor(options_.backend, acc, {largest});
-  for (int64_t i = 0; i < config().text.num_hidden_layers; ++i) {
-    int64_t at = 0;
-    for (Parameter* p : layer_parameters(i)) {
-      p->grad = layer_gradients_->slice(0, at, p->shape.numel()).view(p->shape);
-      at += room(*p);
-    }
-  }
-  for (Parameter* p : other_parameters()) own(*p);
-}
-
-int64_t Gemma4ForConditionalGeneration::gradient_bytes() const {
-  int64_t bytes = layer_gradients_->bytes();
-  for (const OwnedTensor& gradient : gradients_) bytes += gradient->bytes();
-  return bytes;
+Tensor Gemma4ForConditionalGeneration::run_text(Context& ctx, const TextInputs& inputs,
+                                                Gemma4TextModel::Options options,
+                                                Gemma4TextModel::Pass& pass) {
+  fsdp_->gather(ctx, fsdp_->root());
+  options.before_layer = [&](int64_t i) { gather_layer(ctx, i, i + 1); };
+  return text_->forward(ctx, inputs, options, pass);
 }
 
 Gemma4TextModel::LayerHooks Gemma4ForConditionalGeneration::layer_hooks(
     Context& ctx, const LossOptions& options) {
-  Gemma4TextModel::LayerHooks hooks;
-  if (layer_gradients_->defined()) {
-    hooks.before = [this, &ctx](int64_t) { ops::fill_zero(ctx, layer_gradients_.get()); };
-  }
-  if (options.on_gradients) {
-    hooks.after = [this, &ctx, &options](int64_t i) {
-      options.on_gradients(ctx, layer_parameters(i));
-    };
-  }
-  return hooks;
+  return {.before =
+              [this, &ctx](int64_t i) {
+                gather_layer(ctx, i, i - 1);
+                fsdp_->begin_backward(ctx, i);
+              },
+          .after = [this, &ctx, &options](int64_t i) { gradients_done(ctx, options, i); }};
+}
+
+void Gemma4ForConditionalGeneration::gradients_done(Context& ctx, const LossOptions& options,
+                                                    int64_t unit) {
+  if (!options.sync_gradients) return;
+  fsdp_->reduce(ctx, unit);
+  if (!options.on_gradients) return;
+  std::vector<Parameter*> ready = fsdp_->optimizer_parameters(unit);
+  std::erase_if(ready, [](const Parameter* p) { return !p->grad.defined(); });
+  options.on_gradients(ctx, ready);
 }
 
 const Parameter& Gemma4ForConditionalGeneration::head() const {
@@ -271,7 +251,7 @@ ForwardOutput Gemma4ForConditionalGeneration::forward(Context& ctx, const TextIn
   const int64_t rows = inputs.rows();
   const int64_t cols = inputs.cols();
   const int64_t width = config().text.hidden_size;
-  const Tensor hidden = text_->forward(
+  const Tensor hidden = run_text(
       ctx, inputs, {.policy = nn::Recompute::block, .image_rule = options.image_rule}, pass_);
 
   ForwardOutput out;
@@ -357,7 +337,7 @@ void Gemma4ForConditionalGeneration::add_loss(Context& ctx, const TextInputs& in
   const nn::Recompute policy = options.backward ? options.policy : nn::Recompute::block;
   const ConstTensor targets = shifted_targets(ctx, labels);
   const Tensor hidden =
-      text_->forward(ctx, inputs, {.policy = policy, .image_rule = options.image_rule}, pass_);
+      run_text(ctx, inputs, {.policy = policy, .image_rule = options.image_rule}, pass_);
   ops::LinearCrossEntropyArgs args{.x = hidden,
                                    .w = head().value,
                                    .targets = targets,
@@ -371,7 +351,7 @@ void Gemma4ForConditionalGeneration::add_loss(Context& ctx, const TextInputs& in
   ops::linear_cross_entropy(ctx, args);
   if (!options.backward) return;
   text_->backward(ctx, args.dx, pass_, layer_hooks(ctx, options));
-  if (options.on_gradients) options.on_gradients(ctx, other_parameters());
+  gradients_done(ctx, options, fsdp_->root());
 }
 
 void Gemma4ForConditionalGeneration::next_logits(Context& ctx, const TextInputs& inputs,
@@ -381,7 +361,7 @@ void Gemma4ForConditionalGeneration::next_logits(Context& ctx, const TextInputs&
   const int64_t rows = inputs.rows();
   const int64_t cols = inputs.cols();
   const Tensor hidden =
-      text_->forward(ctx, inputs, {.policy = nn::Recompute::block, .cache = &cache}, pass_);
+      run_text(ctx, inputs, {.policy = nn::Recompute::block, .cache = &cache}, pass_);
   const Tensor by_row = hidden.view({rows, cols, hidden.dim(1)});
   head_logits(ctx, by_row.slice(1, cols - 1, 1).slice(1, 0, 1).rows(), logits);
 }

@@ -8,6 +8,7 @@
 
 #include "lapidary/comm/mesh_groups.h"
 #include "lapidary/models/gemma4/text_model.h"
+#include "lapidary/parallel/fsdp.h"
 
 namespace lapidary::gemma4 {
 
@@ -65,15 +66,17 @@ struct LossOptions {
   bool backward = true;     // false: loss only
   double grad_scale = 1.0;  // 1 / counted targets of the whole step
   // Called during backward whenever the gradients of some parameters are complete: for each decoder
-  // layer, last to first, and then once for all others. With GradientBuffers::per_layer this is the
-  // only time when a layer's gradients can be read. The parameters may be changed at once.
+  // layer, last to first, and then once for all others; with what optimizer_parameters() gives.
+  // With GradientBuffers::per_layer this is the only time when a layer's gradients can be read. The
+  // parameters may be changed at once; weights_changed() follows when the pass is over.
   std::function<void(Context&, const std::vector<Parameter*>&)> on_gradients = {};
+  // On several ranks: sum the gradients over them during this backward. false, for all but the last
+  // micro-batch of a step: they are accumulated where they are (GradientBuffers::whole), and
+  // on_gradients is not called.
+  bool sync_gradients = true;
 };
 
-// whole: every trainable parameter has gradient memory of its own.
-// per_layer: the decoder layers share the memory of the largest one; a backward pass overwrites it
-// layer by layer, so gradients can't be accumulated over several passes.
-enum class GradientBuffers { whole, per_layer };
+using lapidary::GradientBuffers;
 
 // The model users know: text decoder and language-model head (towers join it later).
 // Names, shapes and semantics are those of transformers' class of this name.
@@ -130,12 +133,18 @@ class Gemma4ForConditionalGeneration {
   // counts at the first call.
   void zero_gradients(GradientBuffers buffers = GradientBuffers::whole);
   void zero_gradients(Context& ctx, GradientBuffers buffers = GradientBuffers::whole);
-  int64_t gradient_bytes() const;
+  int64_t gradient_bytes() const { return fsdp_->gradient_bytes(); }
   void for_each_parameter(const std::function<void(Parameter&)>& f);
   Parameter& parameter(const std::string& name);  // Error when there is none
-  // What an optimiser works on: of each parameter what this rank holds, value and gradient; the
-  // parameters themselves in a process alone.
-  std::vector<Parameter*> optimizer_parameters();
+  // What an optimiser works on: see Fsdp.
+  std::vector<Parameter*> optimizer_parameters() { return fsdp_->optimizer_parameters(); }
+  // After optimizer_parameters() were changed from outside: what was gathered is forgotten.
+  void weights_changed() { fsdp_->weights_changed(); }
+  const Fsdp& fsdp() const { return *fsdp_; }
+  // The whole gradient of a parameter, on the first rank; elsewhere undefined. Collective.
+  OwnedTensor whole_gradient(const Parameter& p) const {
+    return fsdp_->whole(p, fsdp_->shard_of(p).grad);
+  }
   const MeshGroups& groups() const { return *groups_; }
 
   const Config& config() const { return text_->config(); }
@@ -147,14 +156,17 @@ class Gemma4ForConditionalGeneration {
 
  private:
   Gemma4ForConditionalGeneration(const Config& config, const ModelOptions& options);
+  void make_fsdp();
   const Parameter& head() const;
   ConstTensor shifted_targets(Context& ctx, const ConstTensor& labels) const;
   // logits lie on the host.
   void head_logits(Context& ctx, const ConstTensor& hidden, const Tensor& logits) const;
-  void allocate_gradients(GradientBuffers buffers);  // where there are none yet
-  std::vector<Parameter*> layer_parameters(int64_t layer);
-  std::vector<Parameter*> other_parameters();
+  // Makes the weights of layer i whole, and starts on those of layer `next`.
+  void gather_layer(Context& ctx, int64_t i, int64_t next);
+  Tensor run_text(Context& ctx, const TextInputs& inputs, Gemma4TextModel::Options options,
+                  Gemma4TextModel::Pass& pass);
   Gemma4TextModel::LayerHooks layer_hooks(Context& ctx, const LossOptions& options);
+  void gradients_done(Context& ctx, const LossOptions& options, int64_t unit);
   template <class Run>
   MemoryPlan measure(Run&& run);
 
@@ -163,8 +175,7 @@ class Gemma4ForConditionalGeneration {
   const MeshGroups* groups_ = nullptr;
   std::unique_ptr<Gemma4TextModel> text_;  // stable addresses for parameters
   Parameter lm_head_;                      // untied only
-  std::vector<OwnedTensor> values_, gradients_;
-  OwnedTensor layer_gradients_;  // per_layer: [elements of the largest layer]
+  std::unique_ptr<Fsdp> fsdp_;             // owns values and gradients
   Gemma4TextModel::Pass pass_;
   std::string source_;  // where from_pretrained read
   LoadReport load_report_;

@@ -243,7 +243,10 @@ Tensor Gemma4TextModel::forward(Context& ctx, const TextInputs& inputs, const Op
   pass.inputs = prepare_inputs(ctx, config_, inputs, offset);
   plan_attention(ctx, options, pass);
   embed(ctx, inputs, pass);
-  for (int64_t i = 0; i < num_layers(); ++i) forward_layer(ctx, options, i, pass);
+  for (int64_t i = 0; i < num_layers(); ++i) {
+    if (options.before_layer) options.before_layer(i);
+    forward_layer(ctx, options, i, pass);
+  }
   if (options.cache != nullptr) options.cache->end_step(pass.inputs.cols);
 
   const Tensor& last = pass.x[layers];
@@ -282,6 +285,7 @@ void Gemma4TextModel::backward(Context& ctx, const ConstTensor& d_hidden, Pass& 
     const LayerConfig& layer = config_.text.layers[index];
     const Gemma4DecoderLayer::Io io = io_of(i, nullptr, pass);
     const ArenaScope scope(arena);
+    if (hooks.before) hooks.before(i);
     if (pass.policy == nn::Recompute::block) {
       // The output of the layer is no longer read: a spare place keeps x[i + 1] of the caller
       // intact.
@@ -292,7 +296,6 @@ void Gemma4TextModel::backward(Context& ctx, const ConstTensor& d_hidden, Pass& 
     Gemma4DecoderLayer::Gradients grads{.dy = dy, .dx = dx};
     if (has_ple()) grads.dple = dple.slice(1, i * p, p);
     if (layer.kv_shared || layer.kv_is_source) grads.d_shared = d_shared[index_of(layer.type)];
-    if (hooks.before) hooks.before(i);
     layers_[index].backward(ctx, io, grads, pass.saved[index]);
     if (hooks.after) hooks.after(i);
     std::swap(dy, dx);

@@ -53,12 +53,13 @@ class Gemma4TextModel {
     nn::Recompute policy = nn::Recompute::none;
     ops::ImageRule image_rule = ops::ImageRule::google;
     GenerationCache* cache = nullptr;
+    std::function<void(int64_t layer)> before_layer = {};  // its weights are about to be read
   };
 
   // Returns the last hidden state, after the final norm: [T, H], T = rows * cols.
   Tensor forward(Context& ctx, const TextInputs& inputs, const Options& options, Pass& pass) const;
-  // What the caller does around the backward of layer i, which runs from the last layer to the
-  // first: see LossOptions::on_gradients.
+  // What the caller does around the backward of layer i (recomputation included), which runs from
+  // the last layer to the first: see LossOptions::on_gradients.
   struct LayerHooks {
     std::function<void(int64_t layer)> before, after;
   };

@@ -98,18 +98,23 @@ TensorRole classify_layer_tensor(const Config& config, LayerName name) {
   return role;
 }
 
-// dst [E, N, K] from a file's [E, K, N], one expert at a time.
-void convert_transposed(const TensorEntry& entry, const Tensor& dst, WeightTransfer& transfer) {
-  const int64_t n = dst.dim(1), k = dst.dim(2), width = size_of(dst.dtype());
+// Elements `part` of the flattened [E, N, K], to dst, from a file's [E, K, N], one expert at a
+// time.
+void convert_transposed(const TensorEntry& entry, const Interval& part, const Tensor& dst,
+                        WeightTransfer& transfer) {
+  const int64_t k = entry.shape[1], n = entry.shape[2], width = size_of(dst.dtype());
   const OwnedTensor expert(Backend::cpu, dst.dtype(), {k, n});
-  for (int64_t e = 0; e < dst.dim(0); ++e) {
+  for (int64_t e = part.begin / (n * k); e * n * k < part.end; ++e) {
+    const Interval here = intersect(part, {e * n * k, (e + 1) * n * k});
     convert_range(entry, e * n * k, expert.get());
     const char* from = static_cast<const char*>(expert->data());
-    transfer.send(dst.slice(0, e, 1), [&](int64_t first, const Tensor& piece) {
-      char* to = static_cast<char*>(piece.data());
-      for (int64_t at = first; at < first + piece.numel(); ++at, to += width) {
+    const Tensor to = dst.slice(0, here.begin - part.begin, here.size());
+    transfer.send(to, [&](int64_t first, const Tensor& piece) {
+      char* out = static_cast<char*>(piece.data());
+      const int64_t begin = here.begin - e * n * k + first;
+      for (int64_t at = begin; at < begin + piece.numel(); ++at, out += width) {
         const int64_t i = at / k, j = at % k;
-        std::memcpy(to, from + (j * n + i) * width, static_cast<size_t>(width));
+        std::memcpy(out, from + (j * n + i) * width, static_cast<size_t>(width));
       }
     });
   }
@@ -170,11 +175,13 @@ class Loader {
     }
     loaded_[index] = true;
     if (role.unit_scale) folded_.insert(layer_of(role.name));
-    if (role.transposed)
-      convert_transposed(entry, p.value, transfer_);
-    else
-      transfer_.send(
-          p.value, [&](int64_t first, const Tensor& piece) { convert_range(entry, first, piece); });
+    // Of a file, the pages that this rank's part lies on are all that is read.
+    const Fsdp::Shard shard = model_.fsdp().shard_of(p);
+    const Tensor value = shard.value.view({shard.interval.size()});
+    if (role.transposed) return convert_transposed(entry, shard.interval, value, transfer_);
+    transfer_.send(value, [&](int64_t first, const Tensor& piece) {
+      convert_range(entry, shard.interval.begin + first, piece);
+    });
   }
 
   // "model.layers.3" of "model.layers.3.router.scale" and of "model.layers.3.experts.down_proj".
@@ -261,6 +268,7 @@ Gemma4ForConditionalGeneration Gemma4ForConditionalGeneration::from_pretrained(
   Gemma4ForConditionalGeneration model(config, options);
   const HfReader reader(path);
   model.load_report_ = Loader(model, reader).run(path);
+  model.weights_changed();
   model.source_ = path;
   return model;
 }

@@ -296,8 +296,11 @@ __global__ void __launch_bounds__(kSumThreads)
   if (threadIdx.x == 0) *sum += total;
 }
 
-__global__ void clip_kernel(const double* sum, double max_norm, double* norm, double* scale) {
-  const double root = sqrt(*sum);
+__global__ void clip_kernel(const double* sum, int64_t n, double max_norm, double* norm,
+                            double* scale) {
+  double squares = 0.0;
+  for (int64_t i = 0; i < n; ++i) squares += sum[i];
+  const double root = sqrt(squares);
   const double factor = max_norm > 0.0 ? fmin(1.0, max_norm / (root + 1e-6)) : 1.0;
   *norm = root;
   *scale = isfinite(root) ? factor : static_cast<double>(NAN);
@@ -336,8 +339,8 @@ void sum_of_squares(Context& ctx, const SumOfSquaresArgs& a) {
 }
 
 void clip_scale(Context& ctx, const ClipScaleArgs& a) {
-  clip_kernel<<<1, 1, 0, ctx.stream>>>(data<double>(a.sum), a.max_norm, data<double>(a.norm),
-                                       data<double>(a.scale));
+  clip_kernel<<<1, 1, 0, ctx.stream>>>(data<double>(a.sum), a.sum.numel(), a.max_norm,
+                                       data<double>(a.norm), data<double>(a.scale));
   check_launch("clip_scale");
 }
 

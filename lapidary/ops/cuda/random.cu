@@ -23,12 +23,13 @@ __device__ double normal(uint64_t seed, uint64_t stream, uint64_t counter) {
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     fill_normal_kernel(T* t, int64_t n, double mean, double deviation, uint64_t seed,
-                       uint64_t stream) {
+                       uint64_t stream, int64_t first_element) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n; i += step) {
     double value = mean;
     if (deviation != 0.0) {
-      const double z = normal(seed, stream, static_cast<uint64_t>(i) * kCountersPerNormal);
+      const double z =
+          normal(seed, stream, static_cast<uint64_t>(first_element + i) * kCountersPerNormal);
       // Two roundings, as the host has them.
       value = __dadd_rn(mean, __dmul_rn(deviation, z));
     }
@@ -44,7 +45,7 @@ void fill_normal(Context& ctx, const FillNormalArgs& a) {
     if (n == 0) return;
     const auto blocks = static_cast<unsigned>(std::min(ceil_div(n, kThreads), kMaxBlocks));
     fill_normal_kernel<<<blocks, kThreads, 0, ctx.stream>>>(data<T>(a.t), n, a.mean, a.deviation,
-                                                            a.seed, a.stream);
+                                                            a.seed, a.stream, a.first_element);
     check_launch("fill_normal");
   });
 }

@@ -113,7 +113,9 @@ void sum_of_squares(Context&, const SumOfSquaresArgs& a) {
 }
 
 void clip_scale(Context&, const ClipScaleArgs& a) {
-  const double norm = std::sqrt(a.sum.as<double>()[0]);
+  double squares = 0.0;
+  for (int64_t i = 0; i < a.sum.numel(); ++i) squares += a.sum.as<double>()[i];
+  const double norm = std::sqrt(squares);
   a.norm.as<double>()[0] = norm;
   double scale = a.max_norm > 0.0 ? std::min(1.0, a.max_norm / (norm + 1e-6)) : 1.0;
   if (!std::isfinite(norm)) scale = std::numeric_limits<double>::quiet_NaN();

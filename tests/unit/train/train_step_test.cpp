@@ -10,21 +10,21 @@
 namespace lapidary::test {
 namespace {
 
-using gemma4::GradientBuffers;
+constexpr GradientFlow kWhole{};
+constexpr GradientFlow kPerLayer{.optimizer_in_bwd = true};
 
 // A golden model in training, on the backend under test.
 class Training {
  public:
-  Training(const char* name, Dtype dtype, GradientBuffers gradients, const AdamWOptions& state = {})
+  Training(const char* name, Dtype dtype, const GradientFlow& flow = {},
+           const AdamWOptions& state = {})
       : golden_(name),
         model_(golden_.model(dtype)),
-        optimizer_(model_.backend(), state, parameters()),
-        step_(model_, optimizer_, data_parallel_, gradients) {
-    options_.gradients = gradients;
-  }
+        optimizer_(model_.backend(), state, model_.optimizer_parameters()),
+        step_(model_, optimizer_, flow) {}
 
   TrainStep::Result run(int64_t micro_batches, double max_grad_norm) {
-    const MemoryPlan plan = step_.plan(golden_.inputs.text(), options_.recompute, micro_batches);
+    const MemoryPlan plan = step_.plan(golden_.inputs.text(), options_.recompute);
     Context ctx = Context::make(model_.backend(), plan);
     ctx.activations.set_poison(true);
     ctx.scratch.set_poison(true);
@@ -56,15 +56,8 @@ class Training {
   gemma4::TextInputs inputs() const { return golden_.inputs.text(); }
 
  private:
-  std::vector<Parameter*> parameters() {
-    std::vector<Parameter*> out;
-    model_.for_each_parameter([&](Parameter& p) { out.push_back(&p); });
-    return out;
-  }
   GoldenCase golden_;
   Gemma4ForConditionalGeneration model_;
-  SelfGroup group_;
-  DataParallel data_parallel_{group_};
   AdamW optimizer_;
   TrainStep step_;
   TrainStepOptions options_;
@@ -77,8 +70,8 @@ TEST(TrainStep, LayerByLayerChangesNoBit) {
   for (const char* name : {"moe_text", "e_text"}) {
     for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
       const AdamWOptions state = dtype == Dtype::bf16 ? kCodes : AdamWOptions{};
-      Training whole(name, dtype, GradientBuffers::whole, state);
-      Training layers(name, dtype, GradientBuffers::per_layer, state);
+      Training whole(name, dtype, kWhole, state);
+      Training layers(name, dtype, kPerLayer, state);
       for (int step = 0; step < 3; ++step) {
         EXPECT_EQ(whole.run(1, 0.0).loss, layers.run(1, 0.0).loss);
       }
@@ -92,8 +85,8 @@ TEST(TrainStep, LayerByLayerChangesNoBit) {
 
 // Clipped by a norm whose squares were added in another order.
 TEST(TrainStep, LayerByLayerClipsByTheNormOfAll) {
-  Training whole("moe_text", Dtype::f32, GradientBuffers::whole);
-  Training layers("moe_text", Dtype::f32, GradientBuffers::per_layer);
+  Training whole("moe_text", Dtype::f32, kWhole);
+  Training layers("moe_text", Dtype::f32, kPerLayer);
   for (int step = 0; step < 3; ++step) {
     const TrainStep::Result expected = whole.run(1, 0.1), got = layers.run(1, 0.1);
     EXPECT_GT(expected.grad_norm, 0.1);
@@ -103,30 +96,31 @@ TEST(TrainStep, LayerByLayerClipsByTheNormOfAll) {
 }
 
 TEST(TrainStep, LayersShareTheMemoryOfTheLargest) {
-  Training whole("moe_text", Dtype::f32, GradientBuffers::whole);
-  Training layers("moe_text", Dtype::f32, GradientBuffers::per_layer);
+  Training whole("moe_text", Dtype::f32, kWhole);
+  Training layers("moe_text", Dtype::f32, kPerLayer);
   EXPECT_LT(layers.model().gradient_bytes(), whole.model().gradient_bytes() / 2);
 }
 
 TEST(TrainStep, MicroBatchesAddUp) {
-  Training one("dense_text", Dtype::f32, GradientBuffers::whole);
-  Training two("dense_text", Dtype::f32, GradientBuffers::whole);
+  Training one("dense_text", Dtype::f32, kWhole);
+  Training two("dense_text", Dtype::f32, {.micro_batches = 2});
   const TrainStep::Result once = one.run(1, 1.0), twice = two.run(2, 1.0);
   EXPECT_NEAR(twice.loss / once.loss, 2.0, 1e-6);
   EXPECT_NEAR(twice.grad_norm / once.grad_norm, 1.0, 1e-6);
 }
 
 TEST(TrainStep, LayerByLayerTakesOneMicroBatch) {
-  Training layers("moe_text", Dtype::f32, GradientBuffers::per_layer);
+  Training layers("moe_text", Dtype::f32, kPerLayer);
   EXPECT_THROW(layers.run(2, 1.0), Error);
 }
 
 TEST(TrainStep, NothingIsAllocatedAndNothingWaits) {
   if (test_backend() != Backend::cuda) GTEST_SKIP() << "only a GPU can be waited for";
-  for (const GradientBuffers gradients : {GradientBuffers::whole, GradientBuffers::per_layer}) {
-    const int64_t count = gradients == GradientBuffers::whole ? 3 : 1;
-    Training training("moe_text", Dtype::bf16, gradients, kCodes);
-    const MemoryPlan plan = training.step().plan(training.inputs(), nn::Recompute::none, count);
+  for (const bool in_bwd : {false, true}) {
+    const int64_t count = in_bwd ? 1 : 3;
+    Training training("moe_text", Dtype::bf16, {.optimizer_in_bwd = in_bwd, .micro_batches = count},
+                      kCodes);
+    const MemoryPlan plan = training.step().plan(training.inputs(), nn::Recompute::none);
     Context ctx = Context::make(Backend::cuda, plan);
     for (int step = 0; step < 3; ++step) {
       const ArenaScope staging(ctx.staging);
