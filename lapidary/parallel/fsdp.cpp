@@ -184,8 +184,8 @@ void Fsdp::allocate_gradients(GradientBuffers kind) {
         return shared->slice(0, begin, elements);
       };
       e.shared = layer && shares(e);
-      e.grads = take(layer_gradients_, e.shared, &at,
-                     e.size == 1 ? e.local.numel() : e.size * e.chunk);
+      e.grads =
+          take(layer_gradients_, e.shared, &at, e.size == 1 ? e.local.numel() : e.size * e.chunk);
       e.whole->grad = e.grads.slice(0, 0, e.local.numel()).view(e.local);
       if (e.size == 1) continue;
       e.reduced = take(layer_reduced_, layer && shares_reduced(e), &at_reduced, e.chunk);

@@ -79,9 +79,9 @@ class Fsdp {
   std::vector<Parameter*> optimizer_parameters(int64_t unit);
   std::vector<Parameter*> optimizer_parameters();
   struct Shard {
-    Interval interval;  // in the flattened whole tensor
-    Tensor value;       // [interval.size()], or the shape of the rank's experts
-    Tensor grad;        // likewise; undefined without gradients
+    Interval interval;          // in the flattened whole tensor
+    Tensor value;               // [interval.size()], or the shape of the rank's experts
+    Tensor grad;                // likewise; undefined without gradients
     bool first_replica = true;  // one rank of those that hold the same
   };
   // Of a parameter, or of an optimiser's parameter.
@@ -97,12 +97,12 @@ class Fsdp {
     ProcessGroup* group = nullptr;
     int64_t size = 1;  // of group
     Interval interval;
-    Shape local;             // of whole->value
-    int64_t chunk = 0;       // elements, padding included
-    Tensor gathered, own;    // values: [size chunk], [chunk]
-    Tensor grads, reduced;   // gradients: likewise
-    bool shared = false;     // grads lie in layer_gradients_
-    bool fresh = true;       // nothing was added to reduced in this step
+    Shape local;            // of whole->value
+    int64_t chunk = 0;      // elements, padding included
+    Tensor gathered, own;   // values: [size chunk], [chunk]
+    Tensor grads, reduced;  // gradients: likewise
+    bool shared = false;    // grads lie in layer_gradients_
+    bool fresh = true;      // nothing was added to reduced in this step
   };
   struct Slot {  // memory for the gathered values of a unit
     OwnedTensor memory;

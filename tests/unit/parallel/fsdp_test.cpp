@@ -17,8 +17,7 @@ std::vector<Mesh> meshes(int64_t ranks) {
   std::vector<Mesh> out;
   for (int64_t replicas = 1; replicas <= ranks; ++replicas) {
     for (int64_t ep = 1; ep <= ranks; ++ep) {
-      const MeshOptions options{
-          .world_size = ranks, .dp_replicate_size = replicas, .ep_size = ep};
+      const MeshOptions options{.world_size = ranks, .dp_replicate_size = replicas, .ep_size = ep};
       if (check_mesh(options).empty()) out.emplace_back(options);
     }
   }
@@ -31,8 +30,7 @@ TEST(ShardInterval, EveryElementIsOnOneRankOfEachReplica) {
       for (const int64_t alignment : {1, 4}) {
         for (const Shape& shape : {Shape{11, 3, 5}, Shape{8, 2}, Shape{9}}) {
           for (const Placement placement : {Placement::dense, Placement::expert}) {
-            const int64_t copies =
-                placement == Placement::dense ? mesh.sizes().dp_replicate : 1;
+            const int64_t copies = placement == Placement::dense ? mesh.sizes().dp_replicate : 1;
             std::vector<int64_t> times(static_cast<size_t>(shape.numel()));
             for (int64_t r = 0; r < ranks; ++r) {
               const Interval held = shard_interval(shape, placement, mesh, r, alignment);
@@ -157,9 +155,8 @@ TEST(Fsdp, GradientsAreSummedOverTheRanksThatComputedThem) {
             }
             const Fsdp::Shard shard = fsdp.shard_of(*p);
             for (int64_t i = 0; i < shard.interval.size(); ++i) {
-              ASSERT_EQ(shard.grad.as<float>()[i],
-                        2.0F * static_cast<float>(weight) *
-                            Units::value(*p, shard.interval.begin + i))
+              ASSERT_EQ(shard.grad.as<float>()[i], 2.0F * static_cast<float>(weight) *
+                                                       Units::value(*p, shard.interval.begin + i))
                   << p->name;
             }
           }
@@ -207,8 +204,8 @@ TEST(Fsdp, TrafficIsWhatTheFormulasSay) {
     Units units(groups, {});
     Context ctx = Context::make(Backend::cpu);
     units.fsdp().zero_gradients(ctx, GradientBuffers::whole);
-    const int64_t chunk = (11 + 1) * 4;    // dense: two shards, of 21 and of 1 elements
-    const int64_t experts = 8 * 4;         // 30 elements on four ranks
+    const int64_t chunk = (11 + 1) * 4;  // dense: two shards, of 21 and of 1 elements
+    const int64_t experts = 8 * 4;       // 30 elements on four ranks
     units.fsdp().gather(ctx, 0);
     EXPECT_EQ(groups.dp_shard().traffic(Collective::all_gather).bytes, chunk);
     EXPECT_EQ(groups.ep_shard().traffic(Collective::all_gather).bytes, 3 * experts);
