@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -29,12 +30,16 @@ class World {
   // How long an operation of any group may wait for the other ranks before it throws Error with
   // rank, operation and group. 600 s until it is set.
   void set_timeout(double seconds) const;
-  // Ends all processes of the job with this exit code, at once. A world of one: does nothing.
-  void abort(int code) const noexcept;
 
  private:
   int64_t rank_ = 0;
   int64_t size_ = 1;
 };
+
+// For main(), which has no World: the rank of this process among several, -1 in a process alone;
+// and the end of all processes of the job, at once, with this exit code (alone: nothing happens).
+// Other ranks may wait for one that has failed, so this one must not just return.
+int64_t job_rank();
+void end_job(int code) noexcept;
 
 }  // namespace lapidary

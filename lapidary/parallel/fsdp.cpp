@@ -82,7 +82,7 @@ void Fsdp::allocate_values() {
   slots_.resize(options_.resident ? units_.size() : 3);
   std::unordered_map<Slot*, int64_t> needed;
   const auto elements = [](const Entry& entry) {
-    return entry.size > 1 ? room(entry.size * entry.chunk) : 0;
+    return entry.size > 1 ? room(entry.whole_elements()) : 0;
   };
   for (int64_t u = 0; u <= root(); ++u) {
     int64_t sum = 0;
@@ -101,7 +101,7 @@ void Fsdp::allocate_values() {
         entry.whole->value = own_memory(values_, options_.dtype, count).view(entry.local);
         continue;
       }
-      entry.gathered = slot_of(u).memory->slice(0, at, entry.size * entry.chunk);
+      entry.gathered = slot_of(u).memory->slice(0, at, entry.whole_elements());
       at += elements(entry);
       entry.whole->value = entry.gathered.slice(0, 0, count).view(entry.local);
       entry.own = options_.resident
@@ -145,50 +145,65 @@ void Fsdp::weights_changed() {
 
 // ---- gradients ---------------------------------------------------------------------------------
 
-void Fsdp::allocate_gradients(GradientBuffers kind) {
-  const bool first = !kind_;
-  if (first) kind_ = kind;
-  const Dtype acc = accumulate_dtype(options_.dtype);
-  // Of the memory that the layers share.
-  const auto shares = [&](const Entry& e) {
-    return *kind_ == GradientBuffers::per_layer ||
-           (*kind_ == GradientBuffers::sharded && e.size > 1);
-  };
-  const auto shares_reduced = [&](const Entry& e) {
-    return *kind_ == GradientBuffers::per_layer && e.size > 1;
-  };
+// Memory of one layer after the other, in a buffer that all layers share.
+class Fsdp::SharedRoom {
+ public:
+  Tensor take(const OwnedTensor& buffer, int64_t elements) {
+    const int64_t begin = used_;
+    used_ += room(elements);
+    return buffer->defined() ? buffer->slice(0, begin, elements) : Tensor();
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  int64_t used_ = 0;
+};
+
+// Whether the whole gradients of a layer's parameter, and those of its shard, lie in shared memory.
+bool Fsdp::shares(const Entry& e) const {
+  return kind_ == GradientBuffers::per_layer || (kind_ == GradientBuffers::sharded && e.size > 1);
+}
+bool Fsdp::shares_reduced(const Entry& e) const {
+  return kind_ == GradientBuffers::per_layer && e.size > 1;
+}
+
+void Fsdp::allocate_layer_gradients() {
   int64_t most = 0, most_reduced = 0;
-  for (int64_t u = 0; u < root() && first; ++u) {
-    int64_t sum = 0, sum_reduced = 0;
+  for (int64_t u = 0; u < root(); ++u) {
+    SharedRoom whole, reduced;
     for (const Entry& e : units_[static_cast<size_t>(u)]) {
       if (!has_gradient(*e.whole)) continue;
-      if (shares(e)) sum += room(e.size == 1 ? e.local.numel() : e.size * e.chunk);
-      if (shares_reduced(e)) sum_reduced += room(e.chunk);
+      if (shares(e)) whole.take(layer_gradients_, e.whole_elements());
+      if (shares_reduced(e)) reduced.take(layer_reduced_, e.chunk);
     }
-    most = std::max(most, sum);
-    most_reduced = std::max(most_reduced, sum_reduced);
+    most = std::max(most, whole.used());
+    most_reduced = std::max(most_reduced, reduced.used());
   }
+  const Dtype acc = accumulate_dtype(options_.dtype);
   if (most > 0) layer_gradients_ = OwnedTensor(options_.backend, acc, {most});
   if (most_reduced > 0) layer_reduced_ = OwnedTensor(options_.backend, acc, {most_reduced});
+}
+
+void Fsdp::allocate_gradients(GradientBuffers kind) {
+  const bool first = !kind_;
+  if (first) {
+    kind_ = kind;
+    allocate_layer_gradients();
+  }
+  const Dtype acc = accumulate_dtype(options_.dtype);
   for (int64_t u = 0; u <= root(); ++u) {
-    int64_t at = 0, at_reduced = 0;
-    const bool layer = first && u < root();
+    const bool layer = first && u < root();  // what is trained later on has memory of its own
+    SharedRoom whole, reduced;
     for (Entry& e : units_[static_cast<size_t>(u)]) {
       e.shard.trainable = e.whole->trainable;
       if (!has_gradient(*e.whole) || e.whole->grad.defined()) continue;
-      const auto take = [&](const OwnedTensor& shared, bool from_shared, int64_t* next,
-                            int64_t elements) {
-        if (!from_shared) return own_memory(gradients_, acc, elements);
-        const int64_t begin = *next;
-        *next += room(elements);
-        return shared->slice(0, begin, elements);
-      };
       e.shared = layer && shares(e);
-      e.grads =
-          take(layer_gradients_, e.shared, &at, e.size == 1 ? e.local.numel() : e.size * e.chunk);
+      e.grads = e.shared ? whole.take(layer_gradients_, e.whole_elements())
+                         : own_memory(gradients_, acc, e.whole_elements());
       e.whole->grad = e.grads.slice(0, 0, e.local.numel()).view(e.local);
       if (e.size == 1) continue;
-      e.reduced = take(layer_reduced_, layer && shares_reduced(e), &at_reduced, e.chunk);
+      e.reduced = layer && shares_reduced(e) ? reduced.take(layer_reduced_, e.chunk)
+                                             : own_memory(gradients_, acc, e.chunk);
       e.shard.grad = e.reduced.slice(0, 0, e.interval.size());
     }
   }

@@ -103,6 +103,8 @@ class Fsdp {
     Tensor grads, reduced;  // gradients: likewise
     bool shared = false;    // grads lie in layer_gradients_
     bool fresh = true;      // nothing was added to reduced in this step
+
+    int64_t whole_elements() const { return size == 1 ? local.numel() : size * chunk; }
   };
   struct Slot {  // memory for the gathered values of a unit
     OwnedTensor memory;
@@ -112,6 +114,10 @@ class Fsdp {
 
   Entry make_entry(Parameter& parameter) const;
   void allocate_values();
+  class SharedRoom;
+  bool shares(const Entry& entry) const;
+  bool shares_reduced(const Entry& entry) const;
+  void allocate_layer_gradients();
   void allocate_gradients(GradientBuffers kind);
   void reduce(Context& ctx, Entry& entry);
   Tensor own_memory(std::vector<OwnedTensor>& owners, Dtype dtype, int64_t elements);
