@@ -232,9 +232,8 @@ void MpiGroup::sum_part(const char* operation, const ConstTensor& x,
   arrived_.resize(std::max(arrived_.size(), static_cast<size_t>(size_ * mine)));
   exchange.for_each_other(
       [&](int64_t r) { exchange.receive(arrived_.data() + r * mine, mine, r); });
-  exchange.for_each_other([&](int64_t r) {
-    exchange.send(at(x.data(), begin(r)), begin(r + 1) - begin(r), r);
-  });
+  exchange.for_each_other(
+      [&](int64_t r) { exchange.send(at(x.data(), begin(r)), begin(r + 1) - begin(r), r); });
   copy(arrived_.data() + rank_ * mine, at(x.data(), begin(rank_)), mine);
   exchange.wait();
   copy(out, arrived_.data(), mine);

@@ -15,8 +15,8 @@ namespace lapidary {
 class MpiGroup final : public ProcessGroup {
  public:
   struct Options {
-    std::string name;                            // for messages
-    int64_t piece_bytes = int64_t{1} << 30;      // of one MPI message, at most
+    std::string name;                        // for messages
+    int64_t piece_bytes = int64_t{1} << 30;  // of one MPI message, at most
   };
   // Takes the communicator over. world_ranks: of each rank of the group.
   MpiGroup(mpi::Comm comm, std::vector<int64_t> world_ranks, const Options& options);

@@ -1,5 +1,8 @@
 #include "lapidary/nn/moe.h"
 
+#include <algorithm>
+#include <numeric>
+
 #include "lapidary/ops/glu.h"
 #include "lapidary/ops/moe.h"
 
@@ -24,7 +27,8 @@ void Gemma4Gate::forward(Context& ctx, const ConstTensor& u, const Routing& rout
 }
 
 void Gemma4Gate::backward(Context& ctx, const ConstTensor& u, const Routing& routing,
-                          const ConstTensor& drow_weight, const Tensor& du) const {
+                          const ConstTensor& pair_row, const ConstTensor& drow_weight,
+                          const Tensor& du) const {
   ops::router_bwd(ctx, {.u = u,
                         .scale = scale.value,
                         .proj = proj.value,
@@ -32,7 +36,7 @@ void Gemma4Gate::backward(Context& ctx, const ConstTensor& u, const Routing& rou
                         .rstd = routing.rstd,
                         .indices = routing.indices,
                         .shares = routing.shares,
-                        .pair_row = routing.pair_row,
+                        .pair_row = pair_row,
                         .drow_weight = drow_weight,
                         .du = du,
                         .dscale = scale.grad,
@@ -140,29 +144,35 @@ void GroupedExperts::backward(Context& ctx, const ConstTensor& x, const ConstTen
 Gemma4MoE::Gemma4MoE(const std::string& layer, const Options& options)
     : gate(layer + ".router", options.experts, options.hidden, options.eps),
       experts(layer + ".experts", options.experts, options.hidden, options.intermediate),
-      top_k(options.top_k) {}
-
-Routing Gemma4MoE::alloc_routing(Context& ctx, int64_t tokens, Dtype dtype) const {
-  const int64_t n = gate.proj.shape[0];
-  const int64_t rows = ops::max_sorted_rows(tokens, top_k, n, ops::row_alignment(ctx));
-  const Dtype acc = accumulate_dtype(dtype);
-  Arena& arena = ctx.activations;
-  return {.rstd = arena.alloc(acc, {tokens}),
-          .indices = arena.alloc(Dtype::i32, {tokens, top_k}),
-          .shares = arena.alloc(acc, {tokens, top_k}),
-          .weights = arena.alloc(acc, {tokens, top_k}),
-          .counts = arena.alloc(Dtype::i32, {n}),
-          .offsets = arena.alloc(Dtype::i32, {n + 1}),
-          .row_token = arena.alloc(Dtype::i32, {rows}),
-          .row_weight = arena.alloc(acc, {rows}),
-          .pair_row = arena.alloc(Dtype::i32, {tokens, top_k})};
+      top_k(options.top_k) {
+  if (options.ep != nullptr) ep = ExpertParallel(*options.ep, options.experts);
 }
 
-void Gemma4MoE::forward(Context& ctx, Recompute policy, const ForwardArgs& args, Routing& routing,
-                        GroupedExperts::Saved& saved) const {
-  if (!routing.decided) {
-    gate.forward(ctx, args.u, routing);
-    ops::moe_sort(ctx, {.indices = routing.indices,
+Routing Gemma4MoE::alloc_routing(Context& ctx, int64_t tokens, int64_t max_received,
+                                 Dtype dtype) const {
+  const int64_t n = distributed() ? ep.experts().size() : gate.proj.shape[0];
+  const int64_t rows =
+      ops::max_sorted_rows(max_received, std::min(top_k, n), n, ops::row_alignment(ctx));
+  const Dtype acc = accumulate_dtype(dtype);
+  Arena& arena = ctx.activations;
+  Routing routing{.rstd = arena.alloc(acc, {tokens}),
+                  .indices = arena.alloc(Dtype::i32, {tokens, top_k}),
+                  .shares = arena.alloc(acc, {tokens, top_k}),
+                  .weights = arena.alloc(acc, {tokens, top_k}),
+                  .counts = arena.alloc(Dtype::i32, {n}),
+                  .offsets = arena.alloc(Dtype::i32, {n + 1}),
+                  .row_token = arena.alloc(Dtype::i32, {rows}),
+                  .row_weight = arena.alloc(acc, {rows}),
+                  .pair_row = arena.alloc(Dtype::i32, {max_received, top_k}),
+                  .route = {}};
+  if (distributed()) routing.route = ep.alloc(ctx, tokens, max_received, top_k, acc);
+  return routing;
+}
+
+// ---- forward -----------------------------------------------------------------------------------
+
+void Gemma4MoE::sort(Context& ctx, const ForwardArgs& args, Routing& routing) const {
+  ops::MoeSortArgs sort{.indices = routing.indices,
                         .weights = routing.weights,
                         .token_valid = args.token_valid,
                         .align = ops::row_alignment(ctx),
@@ -171,19 +181,118 @@ void Gemma4MoE::forward(Context& ctx, Recompute policy, const ForwardArgs& args,
                         .row_token = routing.row_token,
                         .row_weight = routing.row_weight,
                         .pair_row = routing.pair_row,
-                        .loads = args.loads});
+                        .loads = args.loads};
+  if (distributed()) {
+    ep.plan(ctx, {routing.indices, routing.weights, args.token_valid}, routing.route);
+    const int64_t received = routing.route.received, n = ep.experts().size();
+    const int64_t rows = ops::max_sorted_rows(received, std::min(top_k, n), n, sort.align);
+    routing.pair_row = routing.pair_row.slice(0, 0, received);
+    routing.row_token = routing.row_token.slice(0, 0, rows);
+    routing.row_weight = routing.row_weight.slice(0, 0, rows);
+    sort.indices = routing.route.indices;
+    sort.weights = routing.route.weights;
+    sort.token_valid = {};  // padding did not travel
+    sort.row_token = routing.row_token;
+    sort.row_weight = routing.row_weight;
+    sort.pair_row = routing.pair_row;
+    if (args.loads.defined()) sort.loads = args.loads.slice(0, ep.experts().begin, n);
+  }
+  ops::moe_sort(ctx, sort);
+}
+
+void Gemma4MoE::begin_forward(Context& ctx, const ForwardArgs& args, Routing& routing, Saved& saved,
+                              Travel& travel) const {
+  if (!routing.decided) {
+    gate.forward(ctx, args.u, routing);
+    sort(ctx, args, routing);
     routing.decided = true;
   }
-  experts.forward(ctx, policy, args.x, routing, args.y, saved);
+  if (!distributed()) return;
+  const ExpertRoute& route = routing.route;
+  saved.received = ctx.activations.alloc(args.x.dtype(), {route.received, args.x.dim(1)});
+  travel.sent = ctx.scratch.alloc(args.x.dtype(), {route.sent, args.x.dim(1)});
+  travel.pending = ep.dispatch(ctx, route, args.x, travel.sent, saved.received);
+}
+
+void Gemma4MoE::finish_forward(Context& ctx, Recompute policy, const ForwardArgs& args,
+                               const Routing& routing, Saved& saved, Travel& travel) const {
+  if (!distributed()) return experts.forward(ctx, policy, args.x, routing, args.y, saved.experts);
+  travel.pending.wait();
+  const ArenaScope scope(ctx.scratch);
+  const Tensor y = ctx.scratch.alloc(args.x.dtype(), saved.received.shape());
+  experts.forward(ctx, policy, saved.received, routing, y, saved.experts);
+  ep.combine(ctx, routing.route, y, args.y);
+}
+
+void Gemma4MoE::forward(Context& ctx, Recompute policy, const ForwardArgs& args, Routing& routing,
+                        Saved& saved) const {
+  const ArenaScope scope(ctx.scratch);
+  Travel travel;
+  begin_forward(ctx, args, routing, saved, travel);
+  finish_forward(ctx, policy, args, routing, saved, travel);
+}
+
+// ---- backward ----------------------------------------------------------------------------------
+
+void Gemma4MoE::begin_backward(Context& ctx, const BackwardArgs& args, const Routing& routing,
+                               Travel& travel) const {
+  if (!distributed()) return;
+  const ExpertRoute& route = routing.route;
+  travel.sent = ctx.scratch.alloc(args.dy.dtype(), {route.sent, args.dy.dim(1)});
+  travel.arrived = ctx.scratch.alloc(args.dy.dtype(), {route.received, args.dy.dim(1)});
+  travel.pending = ep.dispatch(ctx, route, args.dy, travel.sent, travel.arrived);
+}
+
+void Gemma4MoE::finish_backward(Context& ctx, const BackwardArgs& args, const Routing& routing,
+                                const Saved& saved, Travel& travel) const {
+  travel.pending.wait();
+  const ArenaScope scope(ctx.scratch);
+  if (distributed())
+    backward_travelled(ctx, args, routing, saved, travel);
+  else
+    backward_here(ctx, args, routing, saved);
+}
+
+void Gemma4MoE::backward_here(Context& ctx, const BackwardArgs& args, const Routing& routing,
+                              const Saved& saved) const {
+  const Tensor drow_weight =
+      ctx.scratch.alloc(routing.row_weight.dtype(), routing.row_weight.shape());
+  experts.backward(ctx, args.x, args.dy, routing, args.dx, drow_weight, saved.experts);
+  gate.backward(ctx, args.u, routing, routing.pair_row, drow_weight, args.du);
+}
+
+void Gemma4MoE::backward_travelled(Context& ctx, const BackwardArgs& args, const Routing& routing,
+                                   const Saved& saved, const Travel& travel) const {
+  const Dtype acc = routing.row_weight.dtype();
+  const int64_t tokens = args.dx.dim(0), received = routing.route.received;
+  const Tensor drow_weight = ctx.scratch.alloc(acc, routing.row_weight.shape());
+  const Tensor dx = ctx.scratch.alloc(args.dx.dtype(), saved.received.shape());
+  experts.backward(ctx, saved.received, travel.arrived, routing, dx, drow_weight, saved.experts);
+  ep.combine(ctx, routing.route, dx, args.dx);
+
+  // The gradients of the weights, from the layout of the experts to that of the tokens.
+  const Tensor here = ctx.scratch.alloc(acc, {received, top_k});
+  const Tensor dweights = ctx.scratch.alloc(acc, {tokens, top_k});
+  const Tensor pairs = ctx.scratch.alloc(Dtype::i32, {tokens, top_k});
+  const Tensor end = ctx.scratch.alloc(Dtype::i32, {1});
+  if (ctx.backend != Backend::meta) {
+    end.as<int32_t>()[0] = static_cast<int32_t>(received * top_k);
+    std::iota(pairs.as<int32_t>(), pairs.as<int32_t>() + pairs.numel(), 0);
+  }
+  ops::moe_gather(ctx, {.x = drow_weight.view({drow_weight.numel(), 1}),
+                        .row_token = routing.pair_row.view({received * top_k}),
+                        .offsets = end,
+                        .out = here.view({received * top_k, 1})});
+  ep.combine(ctx, routing.route, here, dweights);
+  gate.backward(ctx, args.u, routing, pairs, dweights.view({dweights.numel()}), args.du);
 }
 
 void Gemma4MoE::backward(Context& ctx, const BackwardArgs& args, const Routing& routing,
-                         const GroupedExperts::Saved& saved) const {
+                         const Saved& saved) const {
   const ArenaScope scope(ctx.scratch);
-  const Tensor drow_weight =
-      ctx.scratch.alloc(routing.row_weight.dtype(), routing.row_weight.shape());
-  experts.backward(ctx, args.x, args.dy, routing, args.dx, drow_weight, saved);
-  gate.backward(ctx, args.u, routing, drow_weight, args.du);
+  Travel travel;
+  begin_backward(ctx, args, routing, travel);
+  finish_backward(ctx, args, routing, saved, travel);
 }
 
 }  // namespace lapidary::nn

@@ -1,5 +1,8 @@
 #include "lapidary/ops/moe.h"
 
+#include <algorithm>
+#include <string>
+
 #include "lapidary/ops/cpu/cpu.h"
 #include "lapidary/ops/cuda/cuda.h"
 #include "lapidary/ops/dispatch.h"
@@ -61,8 +64,11 @@ void check(const MoeSortArgs& a) {
   const Check c("moe_sort");
   c.rank("indices", a.indices, 2);
   c.rank("counts", a.counts, 1);
+  c.rank("row_token", a.row_token, 1);
   const int64_t tokens = a.indices.dim(0), k = a.indices.dim(1), experts = a.counts.dim(0);
-  const int64_t rows = max_sorted_rows(tokens, k, experts, a.align);
+  const int64_t rows = a.row_token.dim(0);
+  c.that(rows >= max_sorted_rows(tokens, std::min(k, experts), experts, a.align),
+         std::to_string(rows) + " rows are too few for all pairs");
   c.dtype("indices", a.indices, Dtype::i32);
   c.shape("weights", a.weights, {tokens, k});
   c.optional("token_valid", a.token_valid, {tokens}, Dtype::u8);

@@ -26,7 +26,7 @@ OwnedTensor copy_of(Context& ctx, const ConstTensor& t, const Shape& shape) {
 
 Gemma4ForConditionalGeneration::Gemma4ForConditionalGeneration(const Config& config,
                                                                const ModelOptions& options)
-    : options_(options), text_(std::make_unique<Gemma4TextModel>(config, options.backend)) {
+    : options_(options) {
   if (options.groups == nullptr) alone_ = std::make_unique<MeshGroups>();
   groups_ = options.groups == nullptr ? alone_.get() : options.groups;
   const Mesh::Dense& dense = groups_->mesh().sizes();
@@ -39,6 +39,7 @@ Gemma4ForConditionalGeneration::Gemma4ForConditionalGeneration(const Config& con
     problems.add("distributed." + found.axis, found.what, found.fix);
   }
   problems.throw_if_any("model");
+  text_ = std::make_unique<Gemma4TextModel>(config, options.backend, &groups_->ep());
   const bool reference = options.dtype == Dtype::f64 || options.dtype == Dtype::c128;
   const bool meta = options.backend == Backend::meta;
   if (!meta && reference != (options.backend == Backend::ref)) {

@@ -8,7 +8,7 @@ namespace lapidary::gemma4 {
 using nn::Recompute;
 
 Gemma4DecoderLayer::Gemma4DecoderLayer(const std::string& name, const TextConfig& config,
-                                       int64_t index) {
+                                       int64_t index, ProcessGroup* ep) {
   const LayerConfig& layer = config.layers[static_cast<size_t>(index)];
   const int64_t hidden = config.hidden_size;
   const double eps = config.rms_norm_eps;
@@ -31,7 +31,8 @@ Gemma4DecoderLayer::Gemma4DecoderLayer(const std::string& name, const TextConfig
                                 .experts = config.num_experts,
                                 .top_k = config.top_k_experts,
                                 .intermediate = config.moe_intermediate_size,
-                                .eps = eps});
+                                .eps = eps,
+                                .ep = ep});
     post_feedforward_layernorm_1_ = norm(".post_feedforward_layernorm_1");
     post_feedforward_layernorm_2_ = norm(".post_feedforward_layernorm_2");
     pre_feedforward_layernorm_2_ = norm(".pre_feedforward_layernorm_2");
@@ -91,35 +92,46 @@ void Gemma4DecoderLayer::forward_feedforward(Context& ctx, Recompute policy, con
   saved.pre_ff_rstd = arena.alloc(acc, {io.x.dim(0)});
   saved.mlp_out = arena.alloc(dtype, io.x.shape());
 
+  nn::Gemma4MoE::Travel travel;
+  nn::Gemma4MoE::ForwardArgs moe;
+  if (moe_.distributed()) moe = begin_moe(ctx, policy, io, saved, travel);
   pre_feedforward_layernorm_.forward(ctx, {.x = saved.x1, .y = normed, .rstd = saved.pre_ff_rstd});
   mlp_.forward(ctx, policy, normed, saved.mlp_out, saved.mlp);
   saved.c = saved.mlp_out;
-  if (moe_.defined()) forward_moe(ctx, policy, io, saved);
+  if (!moe_.defined()) return;
+  if (!moe_.distributed()) moe = begin_moe(ctx, policy, io, saved, travel);
+  finish_moe(ctx, policy, moe, io, saved, travel);
 }
 
-void Gemma4DecoderLayer::forward_moe(Context& ctx, Recompute policy, const Io& io,
-                                     Saved& saved) const {
+nn::Gemma4MoE::ForwardArgs Gemma4DecoderLayer::begin_moe(Context& ctx, Recompute policy,
+                                                         const Io& io, Saved& saved,
+                                                         nn::Gemma4MoE::Travel& travel) const {
   const Dtype dtype = io.dtype;
-  const Dtype acc = io.x.dtype();
-  Arena& arena = ctx.activations;
   const Tensor normed = nn::alloc_light(ctx, policy, dtype, io.x.shape());
   saved.normed_moe = nn::keep_light(policy, normed);
-  saved.pre_ff_2_rstd = arena.alloc(acc, {io.x.dim(0)});
-  saved.moe_out = arena.alloc(dtype, io.x.shape());
-  saved.post_ff_1_rstd = arena.alloc(acc, {io.x.dim(0)});
-  saved.post_ff_2_rstd = arena.alloc(acc, {io.x.dim(0)});
-  saved.c = arena.alloc(acc, io.x.shape());
-
+  saved.pre_ff_2_rstd = ctx.activations.alloc(io.x.dtype(), {io.x.dim(0)});
+  saved.moe_out = ctx.activations.alloc(dtype, io.x.shape());
   pre_feedforward_layernorm_2_.forward(ctx,
                                        {.x = saved.x1, .y = normed, .rstd = saved.pre_ff_2_rstd});
   // The router reads the residual itself, the experts its norm.
-  moe_.forward(ctx, policy,
-               {.u = saved.x1,
-                .x = normed,
-                .token_valid = io.token_valid,
-                .loads = io.expert_loads,
-                .y = saved.moe_out},
-               *io.routing, saved.experts);
+  const nn::Gemma4MoE::ForwardArgs args{.u = saved.x1,
+                                        .x = normed,
+                                        .token_valid = io.token_valid,
+                                        .loads = io.expert_loads,
+                                        .y = saved.moe_out};
+  moe_.begin_forward(ctx, args, *io.routing, saved.moe, travel);
+  return args;
+}
+
+void Gemma4DecoderLayer::finish_moe(Context& ctx, Recompute policy,
+                                    const nn::Gemma4MoE::ForwardArgs& args, const Io& io,
+                                    Saved& saved, nn::Gemma4MoE::Travel& travel) const {
+  const Dtype acc = io.x.dtype();
+  Arena& arena = ctx.activations;
+  saved.post_ff_1_rstd = arena.alloc(acc, {io.x.dim(0)});
+  saved.post_ff_2_rstd = arena.alloc(acc, {io.x.dim(0)});
+  saved.c = arena.alloc(acc, io.x.shape());
+  moe_.finish_forward(ctx, policy, args, *io.routing, saved.moe, travel);
   post_feedforward_layernorm_1_.forward(
       ctx, {.x = saved.mlp_out, .y = saved.c, .rstd = saved.post_ff_1_rstd});
   post_feedforward_layernorm_2_.forward(
@@ -183,39 +195,63 @@ void Gemma4DecoderLayer::backward_ple(Context& ctx, const Io& io, const Gradient
       ctx, {.x = saved.x2_rounded, .dy = saved.ple_gate, .dx = dx2, .accumulate_dx = true});
 }
 
-void Gemma4DecoderLayer::backward_moe(Context& ctx, const ConstTensor& dc, const Tensor& dx1,
-                                      const Io& io, const Saved& saved) const {
-  const ArenaScope scope(ctx.scratch);
+nn::Gemma4MoE::BackwardArgs Gemma4DecoderLayer::begin_backward_moe(
+    Context& ctx, const ConstTensor& dc, const Tensor& dx1, const Io& io, const Saved& saved,
+    nn::Gemma4MoE::Travel& travel) const {
   const Dtype dtype = io.dtype;
-  const ConstTensor normed =
-      pre_feedforward_layernorm_2_.output(ctx, saved.normed_moe, saved.x1, dtype);
+  nn::Gemma4MoE::BackwardArgs args;
+  args.u = saved.x1;
+  if (!moe_.distributed()) {
+    args.x = pre_feedforward_layernorm_2_.output(ctx, saved.normed_moe, saved.x1, dtype);
+  }
   const Tensor d_out = ctx.scratch.alloc(dtype, io.x.shape());
-  const Tensor d_normed = ctx.scratch.alloc(dtype, io.x.shape());
+  args.dx = ctx.scratch.alloc(dtype, io.x.shape());
+  args.du = dx1;
+  args.dy = d_out;
   post_feedforward_layernorm_2_.backward(
       ctx, {.dy = dc, .x = saved.moe_out, .rstd = saved.post_ff_2_rstd, .dx = d_out});
-  moe_.backward(ctx, {.u = saved.x1, .x = normed, .dy = d_out, .dx = d_normed, .du = dx1},
-                *io.routing, saved.experts);
-  pre_feedforward_layernorm_2_.backward(ctx, {.dy = d_normed,
+  moe_.begin_backward(ctx, args, *io.routing, travel);
+  return args;
+}
+
+void Gemma4DecoderLayer::finish_backward_moe(Context& ctx, const nn::Gemma4MoE::BackwardArgs& args,
+                                             const Io& io, const Saved& saved,
+                                             nn::Gemma4MoE::Travel& travel) const {
+  moe_.finish_backward(ctx, args, *io.routing, saved.moe, travel);
+  pre_feedforward_layernorm_2_.backward(ctx, {.dy = args.dx,
                                               .x = saved.x1,
                                               .rstd = saved.pre_ff_2_rstd,
-                                              .dx = dx1,
+                                              .dx = args.du,
                                               .accumulate_dx = true});
 }
 
 void Gemma4DecoderLayer::backward_feedforward(Context& ctx, const Io& io, const Tensor& dx1,
                                               const Saved& saved) const {
   const ArenaScope scope(ctx.scratch);
-  const Dtype dtype = io.dtype;
   // Of c itself, a sum of two norms; or of the MLP's output, which goes into products.
   const Tensor dc = ctx.scratch.alloc(saved.c.dtype(), io.x.shape());
   post_feedforward_layernorm_.backward(
       ctx, {.dy = dx1, .x = saved.c, .rstd = saved.post_ff_rstd, .dx = dc});
-  Tensor d_mlp = dc;
   if (moe_.defined()) {
-    backward_moe(ctx, dc, dx1, io, saved);
-    d_mlp = ctx.scratch.alloc(dtype, io.x.shape());
+    const ArenaScope moe_scope(ctx.scratch);
+    nn::Gemma4MoE::Travel travel;
+    const nn::Gemma4MoE::BackwardArgs moe = begin_backward_moe(ctx, dc, dx1, io, saved, travel);
+    if (moe_.distributed()) backward_mlp(ctx, dc, io, dx1, saved);
+    finish_backward_moe(ctx, moe, io, saved, travel);
+  }
+  if (!moe_.distributed()) backward_mlp(ctx, dc, io, dx1, saved);
+}
+
+void Gemma4DecoderLayer::backward_mlp(Context& ctx, const ConstTensor& dc, const Io& io,
+                                      const Tensor& dx1, const Saved& saved) const {
+  const ArenaScope scope(ctx.scratch);
+  const Dtype dtype = io.dtype;
+  ConstTensor d_mlp = dc;
+  if (moe_.defined()) {
+    const Tensor d_out = ctx.scratch.alloc(dtype, io.x.shape());
     post_feedforward_layernorm_1_.backward(
-        ctx, {.dy = dc, .x = saved.mlp_out, .rstd = saved.post_ff_1_rstd, .dx = d_mlp});
+        ctx, {.dy = dc, .x = saved.mlp_out, .rstd = saved.post_ff_1_rstd, .dx = d_out});
+    d_mlp = d_out;
   }
   const ConstTensor normed =
       pre_feedforward_layernorm_.output(ctx, saved.normed_mlp, saved.x1, dtype);

@@ -22,7 +22,9 @@ namespace lapidary::gemma4 {
 class Gemma4DecoderLayer {
  public:
   Gemma4DecoderLayer() = default;
-  Gemma4DecoderLayer(const std::string& name, const TextConfig& config, int64_t index);
+  // ep: the ranks that share out the experts; null: this one has all.
+  Gemma4DecoderLayer(const std::string& name, const TextConfig& config, int64_t index,
+                     ProcessGroup* ep = nullptr);
 
   // What forward reads and writes outside the layer. All of it outlives recomputation.
   struct Io {
@@ -46,7 +48,7 @@ class Gemma4DecoderLayer {
     nn::Mlp::Saved mlp;
     Tensor mlp_out, post_ff_1_rstd;
     Tensor normed_moe, pre_ff_2_rstd;
-    nn::GroupedExperts::Saved experts;
+    nn::Gemma4MoE::Saved moe;
     Tensor moe_out, post_ff_2_rstd;
     Tensor c, post_ff_rstd;
     Tensor x2_rounded, ple_gate, ple_gated, ple_out, post_ple_rstd;
@@ -84,11 +86,22 @@ class Gemma4DecoderLayer {
  private:
   void forward_attention(Context& ctx, nn::Recompute policy, const Io& io, Saved& saved) const;
   void forward_feedforward(Context& ctx, nn::Recompute policy, const Io& io, Saved& saved) const;
-  void forward_moe(Context& ctx, nn::Recompute policy, const Io& io, Saved& saved) const;
+  // The experts beside the dense MLP; finish reads what the MLP has left. With expert parallelism
+  // the MLP runs between the two, while tokens travel.
+  nn::Gemma4MoE::ForwardArgs begin_moe(Context& ctx, nn::Recompute policy, const Io& io,
+                                       Saved& saved, nn::Gemma4MoE::Travel& travel) const;
+  void finish_moe(Context& ctx, nn::Recompute policy, const nn::Gemma4MoE::ForwardArgs& args,
+                  const Io& io, Saved& saved, nn::Gemma4MoE::Travel& travel) const;
   void forward_ple(Context& ctx, nn::Recompute policy, const Io& io, Saved& saved) const;
   void backward_ple(Context& ctx, const Io& io, const Gradients& grads, const Tensor& dx2,
                     const Saved& saved) const;
-  void backward_moe(Context& ctx, const ConstTensor& dc, const Tensor& dx1, const Io& io,
+  nn::Gemma4MoE::BackwardArgs begin_backward_moe(Context& ctx, const ConstTensor& dc,
+                                                 const Tensor& dx1, const Io& io,
+                                                 const Saved& saved,
+                                                 nn::Gemma4MoE::Travel& travel) const;
+  void finish_backward_moe(Context& ctx, const nn::Gemma4MoE::BackwardArgs& args, const Io& io,
+                           const Saved& saved, nn::Gemma4MoE::Travel& travel) const;
+  void backward_mlp(Context& ctx, const ConstTensor& dc, const Io& io, const Tensor& dx1,
                     const Saved& saved) const;
   void backward_feedforward(Context& ctx, const Io& io, const Tensor& dx1,
                             const Saved& saved) const;

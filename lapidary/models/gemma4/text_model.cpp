@@ -75,7 +75,8 @@ void GenerationCache::begin_step(Context& ctx, int64_t tokens) {
   for (nn::KeyValueCache& layer : layers_) layer.make_room(ctx, tokens);
 }
 
-Gemma4TextModel::Gemma4TextModel(const Config& config, Backend backend) : config_(config) {
+Gemma4TextModel::Gemma4TextModel(const Config& config, Backend backend, ProcessGroup* ep)
+    : config_(config) {
   const TextConfig& text = config_.text;
   const std::string prefix = config_.prefix();
   const int64_t hidden = text.hidden_size;
@@ -93,7 +94,7 @@ Gemma4TextModel::Gemma4TextModel(const Config& config, Backend backend) : config
         nn::RmsNorm(prefix + "per_layer_projection_norm", p, text.rms_norm_eps);
   }
   for (int64_t i = 0; i < num_layers(); ++i) {
-    layers_.emplace_back(prefix + "layers." + std::to_string(i), text, i);
+    layers_.emplace_back(prefix + "layers." + std::to_string(i), text, i, ep);
   }
   norm_ = nn::RmsNorm(prefix + "norm", hidden, text.rms_norm_eps);
   for (const LayerConfig& layer : text.layers) {
@@ -218,7 +219,8 @@ void Gemma4TextModel::forward_layer(Context& ctx, const Options& options, int64_
   // What outlives recomputation lies below the mark.
   pass.x[index + 1] = ctx.activations.alloc(x.dtype(), x.shape());
   if (config_.text.enable_moe_block) {
-    pass.routing[index] = layers_[index].moe().alloc_routing(ctx, x.dim(0), dtype);
+    pass.routing[index] =
+        layers_[index].moe().alloc_routing(ctx, x.dim(0), pass.max_received, dtype);
   }
   if (layer.kv_is_source && options.cache == nullptr) {
     const Shape shape{pass.inputs.rows, pass.inputs.cols, layer.num_key_value_heads,
@@ -243,6 +245,9 @@ Tensor Gemma4TextModel::forward(Context& ctx, const TextInputs& inputs, const Op
   pass.inputs = prepare_inputs(ctx, config_, inputs, offset);
   plan_attention(ctx, options, pass);
   embed(ctx, inputs, pass);
+  const int64_t tokens = pass.x[0].dim(0);
+  const nn::Gemma4MoE& moe = layers_.front().moe();
+  pass.max_received = moe.distributed() ? moe.ep.max_received(ctx, tokens) : tokens;
   for (int64_t i = 0; i < num_layers(); ++i) {
     if (options.before_layer) options.before_layer(i);
     forward_layer(ctx, options, i, pass);

@@ -32,7 +32,8 @@ class GenerationCache {
 // Embedding, per-layer embeddings, the decoder layers and the final norm.
 class Gemma4TextModel {
  public:
-  Gemma4TextModel(const Config& config, Backend backend);
+  // ep: the ranks that share out the experts; null: this one has all.
+  Gemma4TextModel(const Config& config, Backend backend, ProcessGroup* ep = nullptr);
 
   // Everything a forward pass leaves for its backward; tensors live in the activation arena until
   // the caller rewinds it. Reused from step to step, so that a step allocates nothing.
@@ -43,6 +44,7 @@ class Gemma4TextModel {
     std::vector<Tensor> x;  // hidden_states: x[i] is the input of layer i, in accumulate_dtype
     Tensor x0_rounded;      // x[0] as it enters per_layer_model_projection
     Tensor ple, ple_projected, ple_rstd;  // [T, L P]
+    int64_t max_received = 0;             // tokens that can come to this rank's experts
     std::vector<nn::Routing> routing;
     std::array<nn::KeyValues, 2> shared;  // per LayerType
     std::vector<Gemma4DecoderLayer::Saved> saved;

@@ -22,6 +22,7 @@ void count_pairs(const MoeSortArgs& a, const uint8_t* valid) {
   for (int64_t t = 0; t < a.indices.dim(0); ++t) {
     const int32_t* chosen = a.indices.as<int32_t>() + t * a.indices.stride(0);
     for (int64_t j = 0; j < k; ++j) {
+      if (chosen[j] == -1) continue;
       if (chosen[j] < 0 || chosen[j] >= experts) {
         fail("moe_sort", "expert " + std::to_string(chosen[j]) + " of token " + std::to_string(t) +
                              " is not one of " + std::to_string(experts));
@@ -33,6 +34,7 @@ void count_pairs(const MoeSortArgs& a, const uint8_t* valid) {
   for (int64_t e = 0; e < experts; ++e) {
     offsets[e + 1] = offsets[e] + static_cast<int32_t>(round_up(counts[e], a.align));
   }
+  if (offsets[experts] > a.row_token.dim(0)) fail("moe_sort", "a token chose an expert twice");
 }
 
 }  // namespace
@@ -60,7 +62,7 @@ void moe_sort(Context& ctx, const MoeSortArgs& a) {
     const float* weights = a.weights.as<float>() + t * a.weights.stride(0);
     int32_t* rows = a.pair_row.as<int32_t>() + t * a.pair_row.stride(0);
     for (int64_t j = 0; j < k; ++j) {
-      if (valid != nullptr && valid[t] == 0) {
+      if (chosen[j] < 0 || (valid != nullptr && valid[t] == 0)) {
         rows[j] = -1;
         continue;
       }

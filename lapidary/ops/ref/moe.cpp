@@ -18,7 +18,9 @@ void lay_out(const MoeSortArgs& args) {
   std::fill(counts, counts + experts, 0);
   for (int64_t t = 0; t < args.indices.dim(0); ++t) {
     if (valid != nullptr && valid[t] == 0) continue;
-    for (int64_t k = 0; k < args.indices.dim(1); ++k) ++counts[row<int32_t>(args.indices, t)[k]];
+    for (int64_t k = 0; k < args.indices.dim(1); ++k) {
+      if (const int32_t expert = row<int32_t>(args.indices, t)[k]; expert >= 0) ++counts[expert];
+    }
   }
   int64_t start = 0;
   for (int64_t e = 0; e < experts; ++e) {
@@ -43,8 +45,9 @@ void run(const MoeSortArgs& args) {
     for (int64_t k = 0; k < args.indices.dim(1); ++k) {
       int32_t& r = row<int32_t>(args.pair_row, t)[k];
       r = -1;
-      if (valid != nullptr && valid[t] == 0) continue;
-      r = next[static_cast<size_t>(row<int32_t>(args.indices, t)[k])]++;
+      const int32_t expert = row<int32_t>(args.indices, t)[k];
+      if (expert < 0 || (valid != nullptr && valid[t] == 0)) continue;
+      r = next[static_cast<size_t>(expert)]++;
       row_token[r] = static_cast<int32_t>(t);
       row_weight[r] = row<T>(args.weights, t)[k];
     }
