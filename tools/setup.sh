@@ -7,7 +7,7 @@ set -eu
 
 packages="g++ cmake ninja-build ccache pkg-config xz-utils
   nlohmann-json3-dev libyaml-cpp-dev libcli11-dev libfmt-dev
-  libgtest-dev libgmock-dev libbenchmark-dev libdnnl-dev"
+  libgtest-dev libgmock-dev libbenchmark-dev libdnnl-dev openmpi-bin"
 
 case "${1:-build}" in
   build) ;;

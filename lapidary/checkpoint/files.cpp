@@ -64,8 +64,37 @@ void write_all(const Descriptor& file, const std::string& path, const void* data
   }
 }
 
+void write_at(const Descriptor& file, const std::string& path, const void* data, int64_t bytes,
+              int64_t offset) {
+  const char* at = static_cast<const char*>(data);
+  while (bytes > 0) {
+    const auto chunk = static_cast<size_t>(std::min(bytes, int64_t{1} << 30));
+    const ssize_t n = ::pwrite(file.get(), at, chunk, static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) fail(path, "can't be written: " + (n < 0 ? reason() : "the device is full"));
+    at += n;
+    offset += n;
+    bytes -= n;
+  }
+}
+
+void reserve(const Descriptor& file, const std::string& path, int64_t bytes) {
+  if (bytes > 0 && ::fallocate(file.get(), 0, 0, static_cast<off_t>(bytes)) != 0 && errno == ENOSPC)
+    fail(path, "needs " + std::to_string(bytes) + " bytes: " + reason(),
+         "free some space or write elsewhere");
+  if (::ftruncate(file.get(), static_cast<off_t>(bytes)) != 0)
+    fail(path, "can't be written: " + reason());
+}
+
 void sync(const Descriptor& file, const std::string& path) {
   if (::fsync(file.get()) != 0) fail(path, "can't be written to the device: " + reason());
+}
+
+void write_text_file(const std::string& path, const std::string& contents) {
+  const Descriptor file(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  if (file.get() < 0) fail(path, "can't be written: " + reason());
+  write_all(file, path, contents.data(), static_cast<int64_t>(contents.size()));
+  sync(file, path);
 }
 
 void sync_directory(const std::string& path) {

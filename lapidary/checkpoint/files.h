@@ -35,7 +35,15 @@ Descriptor open_regular(const std::string& path, int64_t* bytes);
 std::string read_text_file(const std::string& path, int64_t max_bytes);
 // Writes all bytes, however large.
 void write_all(const Descriptor& file, const std::string& path, const void* data, int64_t bytes);
+// The same from byte `offset` of the file on, whatever lies there.
+void write_at(const Descriptor& file, const std::string& path, const void* data, int64_t bytes,
+              int64_t offset);
+// Sets the length of a file that was opened for writing and, where the file system can, takes the
+// room at once: a full disk shows before hours of writing.
+void reserve(const Descriptor& file, const std::string& path, int64_t bytes);
 void sync(const Descriptor& file, const std::string& path);
+// A whole small file, synced; an older one is replaced.
+void write_text_file(const std::string& path, const std::string& contents);
 // Makes the names in a directory (a rename) durable.
 void sync_directory(const std::string& path);
 

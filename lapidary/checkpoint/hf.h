@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "lapidary/checkpoint/safetensors.h"
+#include "lapidary/comm/process_group.h"
 
 namespace lapidary {
 
@@ -48,10 +49,24 @@ struct HfWriteOptions {
 
 // Writes a model directory as a whole or not at all: under `<directory>.incomplete-<pid>-<n>`,
 // synced, then renamed. One `<stem>.safetensors` when all fits one shard, else
-// `<stem>-00001-of-0000N.safetensors` and `<stem>.safetensors.index.json`. Tensors are streamed
-// shard after shard in the given order. An existing target is an Error unless it is empty or
-// options.overwrite is set; it is then exchanged for the new one and removed.
+// `<stem>-00001-of-0000N.safetensors` and `<stem>.safetensors.index.json`, filled in the given
+// order. An existing target is an Error unless it is empty or options.overwrite is set; it is then
+// exchanged for the new one and removed.
+//
+// Collective: every rank of the group gives the same list (names, shapes, target types, order), the
+// same stem and max_shard_bytes, and its own parts of the tensors, which together must be every
+// element exactly once. The first rank makes the directory and all files in it with their full
+// length, everybody writes its parts into them, the first rank publishes. The other options and the
+// directory are those of the first rank; the file system must be shared. Where a rank fails nothing
+// is published, and every rank throws.
+void write_hf_model(const std::string& directory, const std::vector<TensorSource>& tensors,
+                    const HfWriteOptions& options, ProcessGroup& group);
+// One rank, whole tensors.
 void write_hf_model(const std::string& directory, const std::vector<TensorSource>& tensors,
                     const HfWriteOptions& options = {});
+
+// For a TensorSource::part of what any rank could write alone (tensors of a mapped file): all
+// elements on the first rank, none on the others.
+Interval part_of_first_rank(int64_t elements, const ProcessGroup& group);
 
 }  // namespace lapidary

@@ -4,11 +4,13 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "lapidary/checkpoint/file_dtype.h"
+#include "lapidary/core/interval.h"
 #include "lapidary/core/tensor.h"
 
 namespace lapidary {
@@ -65,26 +67,31 @@ class SafetensorsReader {
   std::vector<size_t> by_name_;  // indices of entries, sorted by name
 };
 
-// A tensor to be written.
+// A tensor to be written, or the part of it that this rank writes.
 struct TensorSource {
   std::string name = {};
-  Shape shape = {};
-  bool scalar = false;         // write the shape [1] as []
-  Dtype dtype = Dtype::f32;    // of what `data` or `fill` gives
-  Dtype target = Dtype::f32;   // in the file; conversion rounds once, to nearest even
-  const void* data = nullptr;  // all elements, dense; or null, then
-  // writes elements [first, first + count) of the flattened tensor to `out`. Called with
-  // ascending, adjacent ranges of at most kFillElements.
+  Shape shape = {};           // of the whole tensor
+  bool scalar = false;        // write the shape [1] as []
+  Dtype dtype = Dtype::f32;   // of what `data` or `fill` gives
+  Dtype target = Dtype::f32;  // in the file; conversion rounds once, to nearest even
+  // The elements of the part, dense; or null, then
+  const void* data = nullptr;
+  // writes elements [first, first + count) of the flattened whole tensor to `out`. Called with
+  // ascending, adjacent ranges within the part, of at most kFillElements.
   std::function<void(int64_t first, int64_t count, void* out)> fill = {};
+  // Which elements of the flattened tensor are this rank's to write, {0, 0} for none; unset: all.
+  std::optional<Interval> part = {};
 
-  int64_t target_bytes() const { return shape.numel() * size_of(target); }
+  int64_t target_bytes() const { return shape.numel() * size_of(target); }  // of the whole tensor
+  Interval elements() const { return part.value_or(Interval{0, shape.numel()}); }
 };
 constexpr int64_t kFillElements = int64_t{1} << 20;
 
 // Writes `path` as a whole or not at all: to a temporary name beside it, synced, then renamed. On
 // any error (a full disk, an exception of `fill`) the temporary file is removed, an older file
 // stays as it was, and one Error tells why. Wider element types come first, so that every tensor is
-// aligned in the file; within one width the given order is kept.
+// aligned in the file; within one width the given order is kept. Tensors are whole here; ranks that
+// write parts of them do so with write_hf_model (hf.h).
 void write_safetensors(const std::string& path, const std::vector<TensorSource>& tensors,
                        const std::map<std::string, std::string>& metadata = {{"format", "pt"}});
 

@@ -1,7 +1,9 @@
 #include <cstdio>
 #include <exception>
+#include <string>
 
 #include "lapidary/cli/commands.h"
+#include "lapidary/comm/bootstrap.h"
 
 namespace {
 
@@ -37,7 +39,11 @@ int main(int argc, char** argv) {
   try {
     return run(argc, argv);
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "lapidary: error: %s\n", error.what());
+    const int rank = static_cast<int>(lapidary::job_rank());
+    const std::string who = rank < 0 ? "" : "rank " + std::to_string(rank) + ": ";
+    std::fprintf(stderr, "lapidary: %serror: %s\n", who.c_str(), error.what());
+    std::fflush(stderr);
+    lapidary::end_job(kFailed);  // others may wait for this one
     return kFailed;
   }
 }

@@ -1,5 +1,8 @@
 #include "lapidary/comm/mesh.h"
 
+#include <charconv>
+#include <sstream>
+
 #include "lapidary/core/error.h"
 
 namespace lapidary {
@@ -32,7 +35,7 @@ std::vector<MeshProblem> check_ranges(const MeshOptions& o) {
       const bool alone = o.world_size == 1;
       const std::string what = text(axis.size) + " needs " + text(axis.size) + " ranks, there " +
                                (alone ? "is 1" : "are " + text(o.world_size));
-      const std::string fix = alone ? "use 1; several ranks are not in this version"
+      const std::string fix = alone ? "use 1, or start with mpirun -n " + text(axis.size)
                                     : "use at most " + text(o.world_size);
       found.push_back({axis.name, what, fix});
     }
@@ -78,6 +81,42 @@ std::vector<MeshProblem> check_products(const MeshOptions& o) {
 std::vector<MeshProblem> check_mesh(const MeshOptions& options) {
   std::vector<MeshProblem> found = check_ranges(options);
   return found.empty() ? check_products(options) : found;
+}
+
+MeshOptions parse_mesh(const std::string& spec, int64_t world_size) {
+  MeshOptions out{.world_size = world_size};
+  std::optional<int64_t> dp_shard;
+  Problems problems;
+  std::istringstream parts(spec);
+  for (std::string part; std::getline(parts, part, ',');) {
+    const size_t equals = part.find('=');
+    const std::string name = part.substr(0, equals);
+    const std::string value = equals == std::string::npos ? "" : part.substr(equals + 1);
+    int64_t size = 0;
+    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), size);
+    if (error != std::errc() || end != value.data() + value.size() || size < 1) {
+      problems.add(part, "is not an axis and its size", "write e.g. ep=2,dp_shard=4");
+      continue;
+    }
+    if (name == "dp_replicate")
+      out.dp_replicate_size = size;
+    else if (name == "dp_shard")
+      dp_shard = size;
+    else if (name == "ep")
+      out.ep_size = size;
+    else if (name == "tp")
+      out.tp_size = size;
+    else if (name == "cp")
+      out.cp_size = size;
+    else if (name == "pp")
+      out.pp_size = size;
+    else
+      problems.add(name, "is not an axis", "use dp_replicate, dp_shard, ep, tp, cp or pp");
+  }
+  if (dp_shard) out.dp_size = out.dp_replicate_size * *dp_shard;
+  for (const MeshProblem& found : check_mesh(out)) problems.add(found.axis, found.what, found.fix);
+  problems.throw_if_any("mesh \"" + spec + "\"");
+  return out;
 }
 
 Mesh::Mesh(const MeshOptions& options) {

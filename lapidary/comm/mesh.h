@@ -29,6 +29,10 @@ struct MeshProblem {
 //   set); dp_replicate divides dp and is 1 or below dp; ep divides dp cp tp.
 std::vector<MeshProblem> check_mesh(const MeshOptions& options);
 
+// "ep=2,dp_shard=4": sizes of dp_replicate, dp_shard, ep, tp, cp and pp for so many ranks; what is
+// not named is 1, but for dp_shard, which is what is left. Throws one Error with every mistake.
+MeshOptions parse_mesh(const std::string& text, int64_t world_size);
+
 // Two views of the same ranks, each with its last axis running fastest:
 //   dense   (pp, dp_replicate, dp_shard, cp, tp)
 //   sparse  (pp, ep_shard, ep): everything but pp flattened and split anew, so that consecutive

@@ -48,8 +48,7 @@ void ExpertParallel::choose_rows(const Choice& choice, ExpertRoute& route) const
   int32_t* rows = route.token_row.as<int32_t>();
   std::fill_n(rows, tokens * ranks, -1);
   std::fill(route.send_rows.begin(), route.send_rows.end(), 0);
-  const uint8_t* valid =
-      choice.token_valid.defined() ? choice.token_valid.as<uint8_t>() : nullptr;
+  const uint8_t* valid = choice.token_valid.defined() ? choice.token_valid.as<uint8_t>() : nullptr;
   for (int64_t t = 0; t < tokens; ++t) {
     if (valid != nullptr && valid[t] == 0) continue;
     for (int64_t k = 0; k < top_k; ++k) {
@@ -90,8 +89,7 @@ void ExpertParallel::exchange_choices(Context& ctx, const Choice& choice,
       for (int64_t k = 0; k < top_k; ++k) {
         const int64_t expert = choice.indices.as<int32_t>()[t * top_k + k];
         const bool here = expert >= there.begin && expert < there.end;
-        ids.as<int32_t>()[row * top_k + k] =
-            here ? static_cast<int32_t>(expert - there.begin) : -1;
+        ids.as<int32_t>()[row * top_k + k] = here ? static_cast<int32_t>(expert - there.begin) : -1;
       }
       std::memcpy(static_cast<char*>(weights.data()) + static_cast<size_t>(row) * width,
                   static_cast<const char*>(choice.weights.data()) + static_cast<size_t>(t) * width,
@@ -123,8 +121,8 @@ void ExpertParallel::plan(Context& ctx, const Choice& choice, ExpertRoute& route
 
 Pending ExpertParallel::dispatch(Context& ctx, const ExpertRoute& route, const ConstTensor& x,
                                  const Tensor& sent, const Tensor& rows) const {
-  ops::moe_gather(
-      ctx, {.x = x, .row_token = route.sent_token, .offsets = route.sent_end, .out = sent});
+  ops::moe_gather(ctx,
+                  {.x = x, .row_token = route.sent_token, .offsets = route.sent_end, .out = sent});
   if (meta(ctx)) return {};
   return group_->start_all_to_all_v(sent, route.send_rows, rows, route.recv_rows);
 }

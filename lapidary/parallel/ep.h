@@ -8,8 +8,8 @@
 
 namespace lapidary {
 
-// How the tokens of one layer travel. Lies in the arena of activations, owned by the caller: a layer
-// that runs again travels the same way.
+// How the tokens of one layer travel. Lies in the arena of activations, owned by the caller: a
+// layer that runs again travels the same way.
 struct ExpertRoute {
   int64_t sent = 0, received = 0;             // rows: S, T'
   std::vector<int64_t> send_rows, recv_rows;  // of each rank
@@ -41,7 +41,8 @@ class ExpertParallel {
   // Memory for the route of T tokens with K choices each.
   ExpertRoute alloc(Context& ctx, int64_t tokens, int64_t max_received, int64_t top_k,
                     Dtype weights) const;
-  // indices [T, K] i32 of all E experts, weights [T, K], token_valid [T] u8 or undefined. Collective.
+  // indices [T, K] i32 of all E experts, weights [T, K], token_valid [T] u8 or undefined.
+  // Collective.
   struct Choice {
     ConstTensor indices, weights, token_valid;
   };

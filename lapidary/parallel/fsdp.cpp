@@ -62,7 +62,7 @@ Fsdp::Entry Fsdp::make_entry(Parameter& p) const {
   entry.chunk = chunk_size(entry.local.numel(), entry.size, options_.alignment);
   entry.interval = shard_interval(p.shape, p.placement, groups_.mesh(), rank, options_.alignment);
   entry.shard = {.name = p.name,
-                 .shape = {entry.interval.size()},
+                 .shape = entry.size > 1 ? Shape{entry.interval.size()} : entry.local,
                  .placement = p.placement,
                  .init = p.init,
                  .buffer = p.buffer};
@@ -99,6 +99,7 @@ void Fsdp::allocate_values() {
       const int64_t count = entry.local.numel();
       if (entry.size == 1) {
         entry.whole->value = own_memory(values_, options_.dtype, count).view(entry.local);
+        entry.shard.value = entry.whole->value;
         continue;
       }
       entry.gathered = slot_of(u).memory->slice(0, at, entry.whole_elements());
@@ -201,6 +202,7 @@ void Fsdp::allocate_gradients(GradientBuffers kind) {
       e.grads = e.shared ? whole.take(layer_gradients_, e.whole_elements())
                          : own_memory(gradients_, acc, e.whole_elements());
       e.whole->grad = e.grads.slice(0, 0, e.local.numel()).view(e.local);
+      e.shard.grad = e.whole->grad;
       if (e.size == 1) continue;
       e.reduced = layer && shares_reduced(e) ? reduced.take(layer_reduced_, e.chunk)
                                              : own_memory(gradients_, acc, e.chunk);
@@ -265,7 +267,7 @@ std::vector<Parameter*> Fsdp::optimizer_parameters(int64_t unit) {
   std::vector<Parameter*> out;
   for (Entry& entry : units_[static_cast<size_t>(unit)]) {
     entry.shard.trainable = entry.whole->trainable;
-    out.push_back(entry.size > 1 ? &entry.shard : entry.whole);
+    out.push_back(entry.is_whole() ? entry.whole : &entry.shard);
   }
   return out;
 }
@@ -286,7 +288,7 @@ const Fsdp::Entry& Fsdp::entry_of(const Parameter& parameter) const {
 
 Fsdp::Shard Fsdp::shard_of(const Parameter& parameter) const {
   const Entry& entry = entry_of(parameter);
-  const Parameter& held = entry.size > 1 ? entry.shard : *entry.whole;
+  const Parameter& held = entry.is_whole() ? *entry.whole : entry.shard;
   const bool dense = held.placement == Placement::dense;
   return {.interval = entry.interval,
           .value = held.value,

@@ -93,7 +93,7 @@ class Fsdp {
  private:
   struct Entry {
     Parameter* whole = nullptr;
-    Parameter shard;  // unused when size == 1
+    Parameter shard;  // unused when is_whole()
     ProcessGroup* group = nullptr;
     int64_t size = 1;  // of group
     Interval interval;
@@ -104,6 +104,7 @@ class Fsdp {
     bool shared = false;    // grads lie in layer_gradients_
     bool fresh = true;      // nothing was added to reduced in this step
 
+    bool is_whole() const { return size == 1 && local == whole->shape; }
     int64_t whole_elements() const { return size == 1 ? local.numel() : size * chunk; }
   };
   struct Slot {  // memory for the gathered values of a unit

@@ -33,7 +33,7 @@ TEST(Mesh, OneRankRefusesEveryAxisAtOnce) {
       check_mesh({.tp_size = 2, .cp_size = 3, .pp_size = 4, .ep_size = 8});
   EXPECT_THAT(axes_of(found), ElementsAre("tp_size", "cp_size", "pp_size", "ep_size"));
   EXPECT_EQ(found[0].what, "2 needs 2 ranks, there is 1");
-  EXPECT_THAT(found[0].fix, HasSubstr("not in this version"));
+  EXPECT_THAT(found[0].fix, HasSubstr("mpirun -n 2"));
   EXPECT_THROW(Mesh({.tp_size = 2}), Error);
 }
 
@@ -54,6 +54,31 @@ TEST(Mesh, ProductsMustFit) {
   // The experts' ranks are those of one pipeline stage.
   EXPECT_THAT(axes_of(check_mesh({.world_size = 8, .pp_size = 2, .ep_size = 8})),
               ElementsAre("ep_size"));
+}
+
+std::string refusal(const std::string& text, int64_t ranks) {
+  try {
+    parse_mesh(text, ranks);
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "";
+}
+
+TEST(ParseMesh, NamedAxesAndWhatIsLeft) {
+  const MeshOptions all = parse_mesh("ep=2,dp_shard=4,dp_replicate=2", 8);
+  EXPECT_EQ(all.ep_size, 2);
+  EXPECT_EQ(all.dp_replicate_size, 2);
+  EXPECT_EQ(Mesh(all).sizes(), (Mesh::Dense{1, 2, 4, 1, 1}));
+  EXPECT_EQ(Mesh(parse_mesh("ep=4", 8)).sizes(), (Mesh::Dense{1, 1, 8, 1, 1}));
+  EXPECT_EQ(Mesh(parse_mesh("", 3)).sizes(), (Mesh::Dense{1, 1, 3, 1, 1}));
+}
+
+TEST(ParseMesh, EveryMistakeAtOnce) {
+  EXPECT_THAT(refusal("ep=3,dp_shard=2", 8), AllOf(HasSubstr("ep_size"), HasSubstr("dp_size")));
+  EXPECT_THAT(refusal("foo=2,ep=x", 8), AllOf(HasSubstr("foo"), HasSubstr("ep=x")));
+  EXPECT_THAT(refusal("dp_shard=-4", 4), HasSubstr("dp_shard=-4"));
+  EXPECT_THAT(refusal("ep=2", 1), HasSubstr("mpirun -n 2"));
 }
 
 TEST(Mesh, Coordinates) {
