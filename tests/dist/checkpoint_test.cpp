@@ -120,8 +120,8 @@ TEST(DistCheckpoint, ARankReadsItsShareAlone) {
   }
   const int64_t share = total / world().size(), layer = total / 12;
   const int64_t anonymous = status_bytes("RssAnon"), mapped = status_bytes("RssFile");
-  auto model = Gemma4ForConditionalGeneration::from_pretrained(folder.path("model"),
-                                                               {.groups = &groups});
+  auto model =
+      Gemma4ForConditionalGeneration::from_pretrained(folder.path("model"), {.groups = &groups});
   constexpr int64_t kSlack = int64_t{4} << 20;
   EXPECT_LT(status_bytes("RssAnon") - anonymous, share + 2 * layer + kSlack);
   EXPECT_LT(status_bytes("RssFile") - mapped, share + kSlack);

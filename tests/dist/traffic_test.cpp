@@ -48,13 +48,13 @@ int64_t gathered(const std::vector<LayerBytes>& units, int64_t LayerBytes::*kind
 
 struct OnePass {
   OnePass(const GoldenCase& golden, const MeshGroups& groups, nn::Recompute recompute)
-      : model(Gemma4ForConditionalGeneration::from_pretrained(golden.directory,
-                                                              {.groups = &groups})),
+      : model(
+            Gemma4ForConditionalGeneration::from_pretrained(golden.directory, {.groups = &groups})),
         mine(golden.inputs, groups.data()) {
     Context ctx = Context::make(Backend::cpu);
     model.zero_gradients(ctx, GradientBuffers::sharded);
-    for (ProcessGroup* group : {&groups.dp_shard(), &groups.dp_replicate(), &groups.ep(),
-                                &groups.ep_shard()}) {
+    for (ProcessGroup* group :
+         {&groups.dp_shard(), &groups.dp_replicate(), &groups.ep(), &groups.ep_shard()}) {
       group->reset_traffic();
     }
     run_loss(model, mine.inputs, {.policy = recompute});
