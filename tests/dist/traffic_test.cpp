@@ -127,5 +127,20 @@ TEST(Traffic, Tokens) {
   }
 }
 
+// Deferred: once a step, however many micro-batches; else once for each.
+TEST(Traffic, GradientsAreReducedOnTheLastMicroBatch) {
+  const GoldenCase golden("dense_text");
+  const MeshGroups groups = groups_of(Mesh({.world_size = world().size()}));
+  const auto calls = [&](const GradientFlow& flow) {
+    groups.dp_shard().reset_traffic();
+    train_on_ranks(golden, groups, {}, 1, flow);
+    return groups.dp_shard().traffic(Collective::reduce_scatter).calls;
+  };
+  const int64_t once = calls({});
+  EXPECT_GT(once, 0);
+  EXPECT_EQ(calls({.micro_batches = 2}), once);
+  EXPECT_EQ(calls({.defer_fsdp_grad_sync = false, .micro_batches = 2}), 2 * once);
+}
+
 }  // namespace
 }  // namespace lapidary::test
