@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "lapidary/cli/commands.h"
+#include "lapidary/comm/bootstrap.h"
 #include "lapidary/train/trainer.h"
 
 namespace lapidary::cli {
@@ -29,14 +30,22 @@ int terminal_columns() {
 }
 
 void run(const std::string& path, const std::vector<std::string>& overrides) {
-  const Recipe recipe = load_recipe(path, parse_overrides(overrides));
+  const World world;
+  const Recipe recipe = load_recipe(path, parse_overrides(overrides), world.size());
+  world.set_timeout(60.0 * recipe.dist_timeout_minutes);
+  const MeshGroups groups(
+      Mesh(recipe.mesh), world.rank(),
+      [&](int64_t color, const std::string& name) { return world.split(color, name); });
   std::signal(SIGTERM, on_signal);
   std::signal(SIGINT, on_signal);
-  Trainer trainer(recipe, {.out = &std::cout,
-                           .terminal = isatty(STDOUT_FILENO) != 0,
-                           .columns = terminal_columns(),
-                           .stop = &stop_requested});
+  Trainer trainer(recipe,
+                  {.out = &std::cout,
+                   .terminal = isatty(STDOUT_FILENO) != 0,
+                   .columns = terminal_columns(),
+                   .stop = &stop_requested},
+                  groups);
   const TrainResult result = trainer.run();
+  if (world.rank() != 0) return;
   fmt::print("{} steps, loss {:.4f}", result.steps, result.loss);
   if (result.first_val_loss && result.val_loss) {
     fmt::print(", validation loss {:.4f} -> {:.4f}", *result.first_val_loss, *result.val_loss);
@@ -54,7 +63,8 @@ void add_train(CLI::App& app) {
   command->allow_extras();
   command->footer(
       "Changes to the recipe follow it: --section.name=value, e.g. --optimizer.lr=1e-4\n"
-      "`lapidary recipe --keys` lists all keys.");
+      "`lapidary recipe --keys` lists all keys.\n"
+      "On several ranks: mpirun -n 4 lapidary train RECIPE, or srun; see distributed.*");
   const auto device = std::make_shared<std::string>();
   command->add_option("--device", *device, "cpu or cuda, instead of the recipe's");
   command->callback([=] {

@@ -77,6 +77,8 @@ Batch collate(std::span<const Sample* const> samples, const CollateOptions& opti
 
 Batch without_targets(Batch batch) {
   std::fill(batch.labels.begin(), batch.labels.end(), kIgnoreLabel);
+  std::fill(batch.attention_mask.begin(), batch.attention_mask.end(), 0);
+  std::fill(batch.packed_seq_ids.begin(), batch.packed_seq_ids.end(), 0);
   batch.num_label_tokens = 0;
   batch.num_tokens = 0;
   return batch;

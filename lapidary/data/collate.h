@@ -38,7 +38,8 @@ struct CollateOptions {
 // fixed_length.
 Batch collate(std::span<const Sample* const> samples, const CollateOptions& options);
 
-// The same batch with no targets: it takes part in every collective step and teaches nothing.
+// The same batch as padding throughout, with no targets: it takes part in every collective step,
+// teaches nothing, and counts nowhere.
 Batch without_targets(Batch batch);
 
 }  // namespace lapidary

@@ -21,10 +21,10 @@ void check(int64_t sample_count, const LoaderOptions& options) {
   require(options.prefetch > 0, "prefetch", options.prefetch);
 }
 
+// The same for any number of ranks: they see the same samples.
 int64_t count_batches(int64_t samples, const LoaderOptions& options) {
-  if (!options.drop_last) return (samples + options.batch_size - 1) / options.batch_size;
-  const int64_t full = samples / options.batch_size;
-  return full - full % options.world;
+  if (options.drop_last) return samples / options.batch_size;
+  return (samples + options.batch_size - 1) / options.batch_size;
 }
 
 }  // namespace
@@ -45,8 +45,7 @@ DataLoader::DataLoader(int64_t sample_count, BatchMaker make_batch, const Loader
   batches_ = count_batches(sample_count_, options_);
   if (batches_ == 0) {
     fail("data loader",
-         fmt::format("{} samples fill no micro-batch of {} on each of {} ranks", sample_count_,
-                     options_.batch_size, options_.world),
+         fmt::format("{} samples fill no micro-batch of {}", sample_count_, options_.batch_size),
          "turn drop_last off or use smaller batches");
   }
   start();

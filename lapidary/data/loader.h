@@ -27,7 +27,7 @@ struct LoaderOptions {
   int64_t batch_size = 1;  // samples of a micro-batch
   uint64_t seed = 0;
   bool shuffle = true;     // anew in every epoch
-  bool drop_last = false;  // leave out what doesn't fill a micro-batch on every rank
+  bool drop_last = false;  // leave out a last, smaller micro-batch
   int64_t rank = 0;
   int64_t world = 1;
   int64_t prefetch = 2;  // micro-batches made ahead
@@ -41,8 +41,9 @@ struct LoaderState {
 };
 
 // Deals micro-batches. The order of an epoch depends on seed and epoch alone; the ranks take its
-// micro-batches in turn, all ranks equally many. Where the last turn isn't full, the ranks that
-// would go empty get a micro-batch without targets (or, with drop_last, the turn is left out).
+// micro-batches in turn, all ranks equally many: step s of N ranks with a micro-batches each takes
+// those from s a N up to (s + 1) a N, as one rank with a N of them would. Where the last turn isn't
+// full, the ranks that would go empty get a micro-batch of padding (without_targets()).
 // Batches are made by one thread ahead of the caller. One thread at a time may call the methods.
 class DataLoader {
  public:
@@ -62,7 +63,8 @@ class DataLoader {
   // Throws Error for a position outside the epoch.
   void seek(const LoaderState& state);
 
-  // Micro-batches per epoch: over all ranks (without what drop_last leaves out), and of each rank.
+  // Micro-batches per epoch: over all ranks (without what drop_last leaves out, and without
+  // padding), and of each rank.
   int64_t batches_in_epoch() const { return batches_; }
   int64_t steps_in_epoch() const { return (batches_ + options_.world - 1) / options_.world; }
   // Samples that drop_last leaves out of every epoch.

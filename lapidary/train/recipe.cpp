@@ -39,7 +39,7 @@ RecipeOverrides parse_overrides(const std::vector<std::string>& arguments) {
 }
 
 Recipe parse_recipe(const std::string& text, const std::string& name,
-                    const RecipeOverrides& overrides) {
+                    const RecipeOverrides& overrides, int64_t world_size) {
   Problems problems;
   RecipeNode root = parse_yaml(text, name, problems);
   rename_aliases(root, problems);
@@ -48,18 +48,19 @@ Recipe parse_recipe(const std::string& text, const std::string& name,
   }
   Recipe recipe;
   recipe.file = name;
+  recipe.mesh.world_size = world_size;
   fill_recipe(root, recipe, problems);
   finish_recipe(recipe, problems);
   problems.throw_if_any(name);
   return recipe;
 }
 
-Recipe load_recipe(const std::string& path, const RecipeOverrides& overrides) {
+Recipe load_recipe(const std::string& path, const RecipeOverrides& overrides, int64_t world_size) {
   std::ifstream file(path, std::ios::binary);
   std::ostringstream text;
   if (file) text << file.rdbuf();
   if (!file || text.str().empty()) fail(path, "cannot be read", "name a recipe, a YAML file");
-  return parse_recipe(text.str(), path, overrides);
+  return parse_recipe(text.str(), path, overrides, world_size);
 }
 
 }  // namespace lapidary

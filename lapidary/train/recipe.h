@@ -97,6 +97,13 @@ struct LrSchedulerRecipe {
   LrScheduleOptions options;  // complete: styles included
 };
 
+// How weights and gradients of several ranks are kept: see parallel/fsdp.h.
+struct ShardingRecipe {
+  bool reshard_after_forward = true;
+  bool defer_fsdp_grad_sync = true;
+  bool resident_weights() const { return !reshard_after_forward; }
+};
+
 struct FreezeRecipe {
   bool freeze_embeddings = false;
   bool freeze_language_model = false;
@@ -124,6 +131,7 @@ struct SamplesRecipe {
 struct RecipeWords {
   std::string recompute;
   std::string activation_checkpointing;
+  std::string moe_reshard_after_forward;
   std::string collate_fn;
   std::string post_tokenize_hook;
   std::string optimizer_target;
@@ -148,7 +156,9 @@ struct Recipe {
   OptimizerRecipe optimizer;
   LrSchedulerRecipe lr_scheduler;
   double max_grad_norm = 1.0;  // clip_grad_norm.max_norm; 0: no clipping
-  MeshOptions mesh;
+  MeshOptions mesh;            // world_size: the ranks that the recipe was checked for
+  ShardingRecipe sharding;
+  double dist_timeout_minutes = 10.0;  // how long a rank waits for the others
   FreezeRecipe freeze;
   CheckpointRecipe checkpoint;
   SamplesRecipe samples;
@@ -159,9 +169,13 @@ struct Recipe {
   RecipeWords words;                          // values that the ones above were made of
   std::map<std::string, std::string> places;  // key -> "recipes/x.yaml:14"
 
-  // Micro-batches of one optimiser step.
+  // Ranks that read rows of their own.
+  int64_t data_ranks() const {
+    return mesh.world_size / (mesh.tp_size * mesh.cp_size * mesh.pp_size);
+  }
+  // Micro-batches of one rank in one optimiser step.
   int64_t gradient_accumulation() const {
-    return step_scheduler.global_batch_size / step_scheduler.local_batch_size;
+    return step_scheduler.global_batch_size / step_scheduler.local_batch_size / data_ranks();
   }
   // total_steps: scheduled_steps().
   LrSchedule lr_schedule(int64_t total_steps) const;
@@ -176,10 +190,12 @@ using RecipeOverrides = std::vector<std::pair<std::string, std::string>>;
 RecipeOverrides parse_overrides(const std::vector<std::string>& arguments);
 
 // Reads a recipe in NeMo's schema. Every mistake is reported, in one Error: file and line, key,
-// value, the nearest known key for a misspelled one, and what would do.
-Recipe load_recipe(const std::string& path, const RecipeOverrides& overrides = {});
+// value, the nearest known key for a misspelled one, and what would do. world_size: the ranks that
+// the run has; what their mesh asks of the model is checked too, where its configuration is there.
+Recipe load_recipe(const std::string& path, const RecipeOverrides& overrides = {},
+                   int64_t world_size = 1);
 Recipe parse_recipe(const std::string& text, const std::string& name,
-                    const RecipeOverrides& overrides = {});
+                    const RecipeOverrides& overrides = {}, int64_t world_size = 1);
 
 // The recipe with every value in place, as YAML that reads back as the same recipe.
 std::string print_recipe(const Recipe& recipe);

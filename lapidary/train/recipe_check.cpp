@@ -4,6 +4,7 @@
 
 #include "lapidary/train/recipe_parse.h"
 #include "lapidary/train/recipe_scalar.h"
+#include "lapidary/train/run_setup.h"
 
 namespace lapidary {
 namespace {
@@ -71,6 +72,18 @@ bool is_switch(const std::string& name) {
          name == "cp_sliding_attn_backend";
 }
 
+// What the model cannot do on this mesh. Nothing when its configuration cannot be read: whoever
+// builds the model says why.
+std::vector<MeshProblem> model_problems(const Recipe& recipe) {
+  const MeshOptions& mesh = recipe.mesh;
+  if (mesh.tp_size <= 1 && mesh.cp_size <= 1 && mesh.pp_size <= 1 && mesh.ep_size <= 1) return {};
+  try {
+    return gemma4::Gemma4ForConditionalGeneration::check_parallel(recipe_config(recipe), mesh);
+  } catch (const Error&) {
+    return {};
+  }
+}
+
 class Checker {
  public:
   Checker(Recipe& recipe, Problems& problems) : r_(recipe), problems_(problems) {}
@@ -129,6 +142,10 @@ class Checker {
                                 w.post_tokenize_hook == "gemma4_inject_thinking_prefix";
     w.seed = r_.seed;
     w.rng_seed.reset();
+    if (!w.moe_reshard_after_forward.empty()) {
+      r_.sharding.reshard_after_forward = w.moe_reshard_after_forward == "true";
+    }
+    w.moe_reshard_after_forward.clear();
     w.activation_checkpointing.clear();
     r_.lr_scheduler.options.decay_style =
         parse_decay_style(r_.lr_scheduler.lr_decay_style).value_or(DecayStyle::cosine);
@@ -138,18 +155,25 @@ class Checker {
 
   void batches() {
     const StepSchedulerRecipe& s = r_.step_scheduler;
-    if (r_.optimizer_in_bwd && s.global_batch_size != s.local_batch_size) {
-      problem("optimizer_in_bwd", "needs one micro-batch a step",
-              "set step_scheduler.global_batch_size to " + std::to_string(s.local_batch_size));
+    const int64_t ranks = check_mesh(r_.mesh).empty() ? r_.data_ranks() : 1;
+    const int64_t micro_batches = s.global_batch_size / s.local_batch_size;
+    const bool whole = s.global_batch_size % s.local_batch_size == 0;
+    if (r_.optimizer_in_bwd && (!whole || micro_batches != ranks)) {
+      problem(
+          "optimizer_in_bwd", "needs one micro-batch a step" + on_each(ranks),
+          "set step_scheduler.global_batch_size to " + std::to_string(s.local_batch_size * ranks));
     }
-    if (s.global_batch_size % s.local_batch_size != 0) {
+    if (!whole || micro_batches % ranks != 0) {
       problem("step_scheduler.global_batch_size",
               std::to_string(s.global_batch_size) + " is not a multiple of local_batch_size " +
-                  std::to_string(s.local_batch_size),
-              "use e.g. " +
-                  std::to_string(std::max<int64_t>(1, s.global_batch_size / s.local_batch_size) *
-                                 s.local_batch_size));
+                  std::to_string(s.local_batch_size) + on_each(ranks),
+              "use e.g. " + std::to_string(std::max<int64_t>(1, micro_batches / ranks) * ranks *
+                                           s.local_batch_size));
     }
+  }
+
+  static std::string on_each(int64_t ranks) {
+    return ranks == 1 ? "" : " on each of " + std::to_string(ranks) + " data parallel ranks";
   }
 
   void model() {
@@ -278,8 +302,10 @@ class Checker {
   }
 
   void mesh() {
-    for (const MeshProblem& found : check_mesh(r_.mesh)) {
-      problem("distributed." + found.axis, found.what, found.fix);
+    for (const auto& problems : {check_mesh(r_.mesh), model_problems(r_)}) {
+      for (const MeshProblem& found : problems) {
+        problem("distributed." + found.axis, found.what, found.fix);
+      }
     }
   }
 

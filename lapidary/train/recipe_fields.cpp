@@ -49,19 +49,22 @@ void add_run(Fields& f) {
       .one_of({"none", "light", "block"});
   add(f, "optimizer_in_bwd", at(&Recipe::optimizer_in_bwd),
       "apply each layer's gradients inside backward: the gradients of one layer exist at a time. "
-      "global_batch_size must equal local_batch_size; with clipping, forward and backward run "
-      "twice");
+      "A step must be one micro-batch on each rank; with clipping, forward and backward run twice");
   ignore(f, "rng", {"_target_", "ranked"}, "NeMo's random state");
   add(f, "rng.seed", at(&Recipe::words, &RecipeWords::rng_seed), "used when seed is unset");
-  ignore(f, "", {"dist_env"}, "process groups of NeMo");
+  add(f, "dist_env.backend", {}, "ranks talk over MPI in all cases").note_unless({"mpi"});
+  add(f, "dist_env.timeout_minutes", at(&Recipe::dist_timeout_minutes),
+      "how long a rank waits for the others before the run ends with an error")
+      .above(0);
 
   using S = StepSchedulerRecipe;
   const auto s = &Recipe::step_scheduler;
   add(f, "step_scheduler.global_batch_size", at(s, &S::global_batch_size),
-      "samples (or packs) of one optimiser step; a multiple of local_batch_size")
+      "samples (or packs) of one optimiser step on all ranks; a multiple of local_batch_size times "
+      "the data parallel ranks")
       .at_least(1);
   add(f, "step_scheduler.local_batch_size", at(s, &S::local_batch_size),
-      "samples (or packs) of one micro-batch")
+      "samples (or packs) of one micro-batch of a rank")
       .at_least(1);
   add(f, "step_scheduler.num_epochs", at(s, &S::num_epochs), "passes over the data").at_least(1);
   add(f, "step_scheduler.max_steps", at(s, &S::max_steps), "stop after so many optimiser steps")
@@ -292,26 +295,62 @@ void add_checkpoint(Fields& f) {
          "how NeMo writes checkpoints");
 }
 
+// What NeMo's FSDP2 and its experts have beside that.
+void add_parallel_details(Fields& f) {
+  const std::string b = "distributed.";
+  add(f, b + "activation_checkpointing_scope", {}, "all layers in all cases").note_unless({"all"});
+  add(f, b + "sequence_parallel", {}, "goes with tensor parallelism").note_unless({"false"});
+  add(f, b + "enable_async_tensor_parallel", {}, "goes with tensor parallelism")
+      .note_unless({"false"});
+  add(f, b + "tp_plan", {}, "goes with tensor parallelism").note_unless({"none"});
+  add(f, b + "pipeline", {}, "goes with pipeline stages").note_unless({"none"});
+  add(f, b + "mp_policy", {}, "layers compute in model.torch_dtype, gradients are float32")
+      .note_unless({"none"});
+  add(f, b + "autocast_dtype", {}, "layers compute in model.torch_dtype").note_unless({"none"});
+  add(f, b + "offload_policy", {}, "shards lie where the model computes").note_unless({"none"});
+  add(f, b + "enable_compile", {}, "nothing is compiled at run time").note_unless({"false"});
+  ignore(f, "distributed",
+         {"_target_", "multimodal", "patch_is_packed_sequence", "enable_fsdp2_prefetch"},
+         "details of NeMo's sharding");
+  add(f, b + "moe.reshard_after_forward",
+      at(&Recipe::words, &RecipeWords::moe_reshard_after_forward),
+      "of models with experts: rules over distributed.reshard_after_forward")
+      .one_of({"false", "true"});
+  add(f, b + "moe.mp_policy", {}, "layers compute in model.torch_dtype, gradients are float32")
+      .note_unless({"none"});
+  add(f, b + "moe.lm_head_precision", {}, "the head computes in model.torch_dtype")
+      .note_unless({"none"});
+  ignore(f, "distributed.moe", {"_target_", "ignore_router_for_ac", "wrap_outer_model"},
+         "details of NeMo's sharding");
+}
+
 void add_parallel(Fields& f) {
   using M = MeshOptions;
   const auto m = &Recipe::mesh;
   const std::string b = "distributed.";
-  add(f, b + "dp_size", at(m, &M::dp_size), "data parallel ranks; unset: what the others leave");
-  add(f, b + "dp_replicate_size", at(m, &M::dp_replicate_size), "replicas of the shards");
+  add(f, b + "strategy", {}, "how parameters are kept on several ranks: in shards")
+      .only({"fsdp2"})
+      .instead("use fsdp2; reshard_after_forward: false keeps whole weights on every rank");
+  add(f, b + "dp_size", at(m, &M::dp_size),
+      "data parallel ranks: replicas times shards; unset or none: what the others leave");
+  add(f, b + "dp_replicate_size", at(m, &M::dp_replicate_size),
+      "replicas of the shards; a divisor of dp_size");
   add(f, b + "tp_size", at(m, &M::tp_size), "tensor parallel ranks");
   add(f, b + "cp_size", at(m, &M::cp_size), "context parallel ranks");
   add(f, b + "pp_size", at(m, &M::pp_size), "pipeline stages");
-  add(f, b + "ep_size", at(m, &M::ep_size), "expert parallel ranks");
+  add(f, b + "ep_size", at(m, &M::ep_size),
+      "ranks that share out the experts; a divisor of dp_size x cp_size x tp_size");
+  using S = ShardingRecipe;
+  add(f, b + "reshard_after_forward", at(&Recipe::sharding, &S::reshard_after_forward),
+      "true: a rank keeps its shard of the weights and gathers layer by layer (ZeRO-3); false: "
+      "gathered weights stay (ZeRO-2)");
+  add(f, b + "defer_fsdp_grad_sync", at(&Recipe::sharding, &S::defer_fsdp_grad_sync),
+      "sum gradients over the ranks on the last micro-batch of a step alone; false: on each, in "
+      "less memory");
   add(f, b + "activation_checkpointing", at(&Recipe::words, &RecipeWords::activation_checkpointing),
       "NeMo's name of recompute: true and full mean block, selective means light")
       .one_of({"false", "true", "full", "selective"});
-  add(f, b + "strategy", {}, "how parameters are sharded").only({"fsdp2", "ddp"});
-  ignore(f, "distributed",
-         {"_target_", "sequence_parallel", "multimodal", "pipeline", "moe", "tp_plan", "mp_policy",
-          "patch_is_packed_sequence", "offload_policy", "autocast_dtype", "enable_compile",
-          "activation_checkpointing_scope", "defer_fsdp_grad_sync", "reshard_after_forward",
-          "enable_async_tensor_parallel", "enable_fsdp2_prefetch"},
-         "details of NeMo's sharding");
+  add_parallel_details(f);
 }
 
 void add_trackers(Fields& f) {

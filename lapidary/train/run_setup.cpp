@@ -6,6 +6,7 @@
 
 #include "lapidary/core/error.h"
 #include "lapidary/core/gpu.h"
+#include "lapidary/ops/adamw.h"
 
 namespace lapidary {
 namespace {
@@ -41,6 +42,11 @@ void freeze(const Recipe& recipe, Gemma4ForConditionalGeneration& model) {
 
 }  // namespace
 
+int64_t shard_alignment(const Recipe& recipe, Dtype weights) {
+  const bool rounds = weights == Dtype::bf16 && !recipe.optimizer.master_weights;
+  return rounds || recipe.optimizer.state_dtype == "int8" ? ops::kQuantBlock : 1;
+}
+
 Config recipe_config(const Recipe& recipe) {
   const ModelRecipe& model = recipe.model;
   const std::string source = config_source(model);
@@ -55,14 +61,18 @@ Config recipe_config(const Recipe& recipe) {
   return gemma4::parse_config(json.dump(), recipe.where("model.text_config"));
 }
 
-Gemma4ForConditionalGeneration build_model(const Recipe& recipe) {
+Gemma4ForConditionalGeneration build_model(const Recipe& recipe, const MeshGroups& groups) {
   const Config config = recipe_config(recipe);
   if (const std::string why = gpu::unavailable(); recipe.device == "cuda" && !why.empty()) {
     fail(recipe.where("device"), "cuda can't be used: " + why, "use device: cpu");
   }
-  const gemma4::ModelOptions options{.dtype = weights_dtype(recipe, config),
+  const Dtype dtype = weights_dtype(recipe, config);
+  const gemma4::ModelOptions options{.dtype = dtype,
                                      .backend = parse_backend(recipe.device),
-                                     .seed = static_cast<uint64_t>(recipe.seed)};
+                                     .seed = static_cast<uint64_t>(recipe.seed),
+                                     .groups = &groups,
+                                     .resident_weights = recipe.sharding.resident_weights(),
+                                     .shard_alignment = shard_alignment(recipe, dtype)};
   auto model = recipe.model.from_config()
                    ? Gemma4ForConditionalGeneration::from_config(config, options)
                    : Gemma4ForConditionalGeneration::from_pretrained(

@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include "lapidary/comm/mesh_groups.h"
 #include "lapidary/data/dataset.h"
 #include "lapidary/data/packing.h"
 #include "lapidary/data/tokenizer.h"
@@ -23,9 +24,12 @@ struct PreparedData {
 
 // config.json of the recipe's model, with text_config replaced as the recipe says.
 gemma4::Config recipe_config(const Recipe& recipe);
-// Parameters from the checkpoint or at random, frozen as freeze_config says. Error when nothing is
-// left to train.
-gemma4::Gemma4ForConditionalGeneration build_model(const Recipe& recipe);
+// Elements whose multiples shards begin at: int8 moments and randomly rounded weights come in
+// blocks that a shard must not cut, so that any mesh takes the same steps; otherwise 1.
+int64_t shard_alignment(const Recipe& recipe, Dtype weights);
+// Parameters from the checkpoint or at random, frozen as freeze_config says, of ranks that share
+// them as `distributed` says. groups outlive the model. Error when nothing is left to train.
+gemma4::Gemma4ForConditionalGeneration build_model(const Recipe& recipe, const MeshGroups& groups);
 // The tokenizer of the recipe; null when it names none and the model has none.
 std::shared_ptr<const Tokenizer> load_recipe_tokenizer(const Recipe& recipe);
 // Reads, tokenises and (training data, when the recipe packs) packs. vocab_size bounds the ids.

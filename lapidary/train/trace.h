@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "lapidary/comm/mesh_groups.h"
 #include "lapidary/models/gemma4/conditional_generation.h"
 
 namespace lapidary {
@@ -23,6 +24,9 @@ struct TraceOptions {
 //   output:  logits [B, S, V], hidden_states.i, router_indices.i and router_weights.i [B, S, K];
 //            with labels loss [1] (mean over counted targets); with grads grad.<parameter>.
 // f32 for f32 and bf16 models, f64 for f64.
-void trace(const TraceOptions& options);
+//
+// On several ranks, all of which call it, the rows are dealt over the data group; the first rank
+// writes the same file as one rank would.
+void trace(const TraceOptions& options, const MeshGroups& groups = MeshGroups());
 
 }  // namespace lapidary

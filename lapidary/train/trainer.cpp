@@ -44,10 +44,12 @@ int64_t tokens_without_tail(const Batch& batch) {
   return count;
 }
 
+// Over all ranks.
 std::optional<ExpertLoad> load_of(gemma4::Gemma4ForConditionalGeneration& model) {
   if (!model.language_model().expert_loads().defined()) return std::nullopt;
   const OwnedTensor fetched = to_host(model.backend(), model.language_model().expert_loads());
   const Tensor& loads = fetched.get();
+  model.groups().data().all_reduce(loads);
   std::vector<std::vector<int64_t>> tokens;
   for (int64_t i = 0; i < loads.dim(0); ++i) {
     const int64_t* row = loads.as<int64_t>() + i * loads.dim(1);
@@ -78,20 +80,59 @@ AdamWOptions adamw_options(const Recipe& recipe) {
           .seed = static_cast<uint64_t>(recipe.seed)};
 }
 
+int64_t num_trained(gemma4::Gemma4ForConditionalGeneration& model) {
+  int64_t count = 0;
+  model.for_each_parameter([&](const Parameter& p) {
+    if (p.trainable && !p.buffer) count += p.shape.numel();
+  });
+  return count;
+}
+
+// "mesh: 8 ranks: dp_replicate 2 x dp_shard 4, ep 4 x ep_shard 2, ZeRO-3"
+std::string mesh_line(const Mesh& mesh, bool experts, const ShardingRecipe& sharding) {
+  const Mesh::Dense& dense = mesh.sizes();
+  const Mesh::Sparse& sparse = mesh.sparse_sizes();
+  return fmt::format(
+      "mesh: {} ranks: dp_replicate {} x dp_shard {}{}, {}", mesh.world_size(), dense.dp_replicate,
+      dense.dp_shard,
+      experts ? fmt::format(", ep {} x ep_shard {}", sparse.ep, sparse.ep_shard) : "",
+      sharding.resident_weights() ? "ZeRO-2" : "ZeRO-3");
+}
+
+void require_mesh_of_recipe(const Recipe& recipe, const Mesh& mesh) {
+  if (recipe.mesh.world_size != mesh.world_size() || recipe.data_ranks() != mesh.dp_size()) {
+    fail(
+        "trainer",
+        fmt::format("the recipe was loaded for {} ranks, {} of them with rows of their own; the "
+                    "mesh has {} and {}",
+                    recipe.mesh.world_size, recipe.data_ranks(), mesh.world_size(), mesh.dp_size()),
+        "load it for the mesh");
+  }
+}
+
 }  // namespace
 
-Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console)
+Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console, const MeshGroups& groups)
+    : Trainer(recipe, console,
+              std::shared_ptr<const MeshGroups>(std::shared_ptr<void>(), &groups)) {}
+
+Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console,
+                 std::shared_ptr<const MeshGroups> groups)
     : recipe_(recipe),
       console_(console),
-      model_(build_model(recipe)),
+      groups_(std::move(groups)),
+      data_parallel_(groups_->data()),
+      model_(build_model(recipe, *groups_)),
       tokenizer_(load_recipe_tokenizer(recipe)),
       data_(prepare_data(recipe, recipe.dataset, true, tokenizer_.get(), model_.config().text)) {
+  require_mesh_of_recipe(recipe_, groups_->mesh());
   const gemma4::TextConfig& text = model_.config().text;
   const int64_t pad = text.pad_token_id.value_or(0);
   if (recipe_.validation_dataset.given) {
     validation_data_ =
         prepare_data(recipe_, recipe_.validation_dataset, false, tokenizer_.get(), text);
-    evaluator_.emplace(*validation_data_->samples, recipe_.step_scheduler.local_batch_size, pad);
+    evaluator_.emplace(*validation_data_->samples, recipe_.step_scheduler.local_batch_size, pad,
+                       data_parallel_);
   }
   loader_.emplace(static_cast<int64_t>(data_.samples->size()),
                   collate_from(data_.samples, {.pad_id = pad, .fixed_length = data_.fixed_length}),
@@ -101,23 +142,36 @@ Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console)
                                 .drop_last = recipe_.dataloader.drop_last,
                                 .rank = data_parallel_.rank(),
                                 .world = data_parallel_.size()});
+  prepare_steps();
+  plan_memory();
+  // Last: a run that cannot start leaves the folder as it is.
+  store_.emplace(recipe_.checkpoint.checkpoint_dir);
+  groups_->data().barrier();  // an earlier run's files are out of the way of new ones
+  if (reports()) metrics_.emplace(store_->folder());
+}
+
+void Trainer::prepare_steps() {
   const int64_t accumulation = recipe_.gradient_accumulation();
   const int64_t steps_of_epoch = (loader_->steps_in_epoch() + accumulation - 1) / accumulation;
   total_steps_ = steps_of_epoch * recipe_.step_scheduler.num_epochs;
   if (recipe_.step_scheduler.max_steps) {
     total_steps_ = std::min(total_steps_, *recipe_.step_scheduler.max_steps);
   }
-  schedule_ = recipe_.lr_schedule(scheduled_steps(recipe_.step_scheduler.num_epochs,
-                                                  loader_->steps_in_epoch(), accumulation,
-                                                  recipe_.step_scheduler.max_steps));
-  optimizer_.emplace(model_.backend(), adamw_options(recipe_), model_.optimizer_parameters());
-  step_on_device_.emplace(model_, *optimizer_,
-                          GradientFlow{.optimizer_in_bwd = recipe_.optimizer_in_bwd,
-                                       .micro_batches = recipe_.gradient_accumulation()});
-  plan_memory();
-  // Last: a run that cannot start leaves the folder as it is.
-  store_.emplace(recipe_.checkpoint.checkpoint_dir);
-  metrics_.emplace(store_->folder());
+  // Over all ranks: the rates do not depend on their number.
+  schedule_ = recipe_.lr_schedule(
+      scheduled_steps(recipe_.step_scheduler.num_epochs, loader_->batches_in_epoch(),
+                      accumulation * data_parallel_.size(), recipe_.step_scheduler.max_steps));
+  AdamW::FirstElement first_element;  // counts where elements differ: in blocks
+  if (shard_alignment(recipe_, model_.dtype()) > 1) {
+    first_element = [this](const Parameter& p) { return model_.fsdp().shard_of(p).interval.begin; };
+  }
+  optimizer_.emplace(model_.backend(), adamw_options(recipe_), model_.optimizer_parameters(),
+                     first_element);
+  step_on_device_.emplace(
+      model_, *optimizer_,
+      GradientFlow{.optimizer_in_bwd = recipe_.optimizer_in_bwd,
+                   .defer_fsdp_grad_sync = recipe_.sharding.defer_fsdp_grad_sync,
+                   .micro_batches = accumulation});
 }
 
 void Trainer::plan_memory() {
@@ -137,20 +191,22 @@ void Trainer::plan_memory() {
 void Trainer::message(const std::string& line) {
   if (progress_)
     progress_->message(line);
-  else if (console_.out != nullptr)
+  else if (console_.out != nullptr && reports())
     *console_.out << line << "\n" << std::flush;
 }
 
 void Trainer::describe() {
   const gemma4::TextConfig& text = model_.config().text;
-  message(
-      fmt::format("model: {:.2f} M parameters, {:.2f} M trained, {} layers{}, {}",
-                  static_cast<double>(gemma4::num_parameters(model_.config())) / 1e6,
-                  static_cast<double>(optimizer_->num_trainable()) / 1e6, text.num_hidden_layers,
-                  text.enable_moe_block
-                      ? fmt::format(", {} experts, top {}", text.num_experts, text.top_k_experts)
-                      : std::string(),
-                  name_of(model_.dtype())));
+  message(fmt::format("model: {:.2f} M parameters, {:.2f} M trained, {} layers{}, {}",
+                      static_cast<double>(gemma4::num_parameters(model_.config())) / 1e6,
+                      static_cast<double>(num_trained(model_)) / 1e6, text.num_hidden_layers,
+                      text.enable_moe_block ? fmt::format(", {} experts, top {}", text.num_experts,
+                                                          text.top_k_experts)
+                                            : std::string(),
+                      name_of(model_.dtype())));
+  if (groups_->mesh().world_size() > 1) {
+    message(mesh_line(groups_->mesh(), text.enable_moe_block, recipe_.sharding));
+  }
   message(fmt::format("data: {} samples, longest {} tokens{}; {} dropped, {} truncated",
                       data_.samples->size(), data_.longest,
                       data_.packing
@@ -160,11 +216,12 @@ void Trainer::describe() {
                       data_.report.truncated + (data_.packing ? data_.packing->truncated : 0)));
   message(fmt::format(
       "memory: {:.1f} MiB activations ({} recompute), {:.1f} MiB scratch, "
-      "{:.1f} MiB gradients, {:.1f} MiB optimiser state",
+      "{:.1f} MiB gradients, {:.1f} MiB optimiser state{}",
       static_cast<double>(ctx_.activations.capacity()) / 1048576.0, nn::name_of(recipe_.recompute),
       static_cast<double>(ctx_.scratch.capacity()) / 1048576.0,
       static_cast<double>(model_.gradient_bytes()) / 1048576.0,
-      static_cast<double>(optimizer_->state_bytes()) / 1048576.0));
+      static_cast<double>(optimizer_->state_bytes()) / 1048576.0,
+      groups_->mesh().world_size() > 1 ? ", on the first rank" : ""));
   message(fmt::format("steps: {} of {} samples, logs in {}", total_steps_,
                       recipe_.step_scheduler.global_batch_size, store_->folder()));
   for (const std::string& warning : model_.config().warnings) message("warning: " + warning);
@@ -249,7 +306,7 @@ void Trainer::validate() {
                                 .lr = schedule_->lr(step_),
                                 .num_label_tokens = evaluation.num_label_tokens,
                                 .mem_gib = peak_memory_gib(model_.backend())};
-  metrics_->write(record);
+  if (metrics_) metrics_->write(record);
   if (progress_) progress_->write(record);
 }
 
@@ -272,10 +329,16 @@ void Trainer::end_of_step(bool last) {
   if (save) save_checkpoint();
 }
 
+// Signals do not reach all ranks in the same step: one that has come counts for all.
+bool Trainer::stop_requested() const {
+  const bool here = console_.stop != nullptr && console_.stop->load();
+  return data_parallel_.sum(int64_t{here ? 1 : 0}) > 0;
+}
+
 TrainResult Trainer::run() {
   TrainResult result;
   describe();
-  if (console_.out != nullptr) {
+  if (console_.out != nullptr && reports()) {
     progress_ =
         std::make_unique<Progress>(*console_.out, Progress::Options{.terminal = console_.terminal,
                                                                     .total_steps = total_steps_,
@@ -286,9 +349,9 @@ TrainResult Trainer::run() {
   while (step_ < total_steps_ && !result.stopped) {
     const TrainRecord record = train_step(next_batches());
     last_loss_ = record.loss;
-    metrics_->write(record);
+    if (metrics_) metrics_->write(record);
     if (progress_) progress_->write(record);
-    result.stopped = console_.stop != nullptr && console_.stop->load();
+    result.stopped = stop_requested();
     end_of_step(result.stopped || step_ == total_steps_);
     if (epoch_ended_) ++epoch_;
   }

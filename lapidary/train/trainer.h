@@ -5,7 +5,7 @@
 #include <optional>
 #include <ostream>
 
-#include "lapidary/comm/process_group.h"
+#include "lapidary/comm/mesh_groups.h"
 #include "lapidary/data/loader.h"
 #include "lapidary/parallel/data_parallel.h"
 #include "lapidary/train/checkpoints.h"
@@ -35,11 +35,17 @@ struct TrainResult {
   bool stopped = false;                  // by console.stop
 };
 
-// Fine-tuning as a recipe says, from its model to its last checkpoint.
+// Fine-tuning as a recipe says, from its model to its last checkpoint. On several ranks every one
+// makes a trainer and calls the same methods; each reads its own micro-batches, the first one alone
+// reports and keeps the logs, and a stop that one is told ends the run of all.
 class Trainer {
  public:
   // Reads model and data. Errors: everything that can be wrong with them, before the first step.
-  Trainer(const Recipe& recipe, const TrainerConsole& console);
+  // groups: of the mesh that the recipe was loaded for; they outlive the object.
+  Trainer(const Recipe& recipe, const TrainerConsole& console, const MeshGroups& groups);
+  // One rank.
+  Trainer(const Recipe& recipe, const TrainerConsole& console)
+      : Trainer(recipe, console, std::make_shared<MeshGroups>()) {}
 
   TrainResult run();
 
@@ -50,6 +56,9 @@ class Trainer {
   gemma4::Gemma4ForConditionalGeneration& model() { return model_; }
 
  private:
+  Trainer(const Recipe& recipe, const TrainerConsole& console,
+          std::shared_ptr<const MeshGroups> groups);
+  void prepare_steps();
   void plan_memory();
   void describe();
   std::vector<Batch> next_batches();
@@ -60,10 +69,13 @@ class Trainer {
   void message(const std::string& line);
   void end_of_step(bool last);
 
+  bool stop_requested() const;
+  bool reports() const { return groups_->rank() == 0; }
+
   Recipe recipe_;
   TrainerConsole console_;
-  SelfGroup group_;
-  DataParallel data_parallel_{group_};
+  std::shared_ptr<const MeshGroups> groups_;
+  DataParallel data_parallel_;
   gemma4::Gemma4ForConditionalGeneration model_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   PreparedData data_;
@@ -74,7 +86,7 @@ class Trainer {
   std::optional<TrainStep> step_on_device_;
   std::optional<LrSchedule> schedule_;
   std::optional<CheckpointStore> store_;
-  std::optional<MetricsWriter> metrics_;
+  std::optional<MetricsWriter> metrics_;  // of the rank that reports
   std::unique_ptr<Progress> progress_;
   Context ctx_;
   int64_t step_ = 0;  // finished optimiser steps

@@ -65,7 +65,12 @@ TEST(CollateTest, WithoutTargets) {
   const Batch batch = without_targets(batch_of({&kLong}));
   EXPECT_THAT(batch.labels, ElementsAre(-100, -100, -100));
   EXPECT_THAT(batch.input_ids, ElementsAre(5, 6, 7));
+  EXPECT_THAT(batch.attention_mask, ElementsAre(0, 0, 0));
   EXPECT_EQ(batch.num_label_tokens, 0);
+  EXPECT_EQ(batch.num_tokens, 0);
+  Sample packed = kLong;
+  packed.packed_seq_ids = {1, 2, 2};
+  EXPECT_THAT(without_targets(batch_of({&packed})).packed_seq_ids, ElementsAre(0, 0, 0));
 }
 
 TEST(CollateTest, Mistakes) {

@@ -81,9 +81,9 @@ TEST(LoaderTest, DropLast) {
   EXPECT_EQ(loader.dropped_per_epoch(), 1);
   EXPECT_EQ(epoch(loader).size(), 5U);
   DataLoader ranks(11, numbered(11), {.batch_size = 2, .drop_last = true, .rank = 1, .world = 2});
-  EXPECT_EQ(ranks.batches_in_epoch(), 4);
-  EXPECT_EQ(ranks.dropped_per_epoch(), 3);
-  EXPECT_EQ(epoch(ranks).size(), 2U);
+  EXPECT_EQ(ranks.batches_in_epoch(), 5);
+  EXPECT_EQ(ranks.dropped_per_epoch(), 1);
+  EXPECT_EQ(epoch(ranks).size(), 3U);
 }
 
 TEST(LoaderTest, RanksShareOneOrder) {
@@ -99,6 +99,59 @@ TEST(LoaderTest, RanksShareOneOrder) {
       for (size_t step = 0; step < mine.size(); ++step) {
         const size_t global = step * static_cast<size_t>(world) + static_cast<size_t>(rank);
         EXPECT_EQ(mine[step], global < want.size() ? want[global] : std::vector<int64_t>{});
+      }
+    }
+  }
+}
+
+struct Steps {
+  std::vector<std::vector<int64_t>> samples;  // of each optimiser step, in their order
+  int64_t label_tokens = 0;
+};
+
+// One epoch of ranks that accumulate so many micro-batches each.
+Steps steps_of(int64_t count, LoaderOptions options, int64_t accumulation) {
+  std::vector<std::vector<Batch>> taken;  // by rank
+  for (options.rank = 0; options.rank < options.world; ++options.rank) {
+    DataLoader loader(count, numbered(count), options);
+    std::vector<Batch>& mine = taken.emplace_back();
+    while (std::optional<Batch> batch = loader.next()) mine.push_back(std::move(*batch));
+    EXPECT_EQ(static_cast<int64_t>(mine.size()), loader.steps_in_epoch());
+  }
+  Steps out;
+  const int64_t turns = static_cast<int64_t>(taken.front().size());
+  for (int64_t turn = 0; turn < turns; ++turn) {
+    if (turn % accumulation == 0) out.samples.emplace_back();
+    for (const std::vector<Batch>& rank : taken) {
+      const Batch& batch = rank.at(static_cast<size_t>(turn));
+      if (batch.num_label_tokens == 0) continue;
+      const std::vector<int64_t> numbers = numbers_of(batch);
+      out.samples.back().insert(out.samples.back().end(), numbers.begin(), numbers.end());
+      out.label_tokens += batch.num_label_tokens;
+    }
+  }
+  return out;
+}
+
+// Whatever the ranks, a step of the same number of samples has the same samples.
+TEST(LoaderTest, AnyRanksTakeTheSameSteps) {
+  for (const int64_t count : {1, 5, 12, 17, 24}) {
+    for (const int64_t batch_size : {1, 2, 3}) {
+      for (const bool drop_last : {false, true}) {
+        if (drop_last && count < batch_size) continue;
+        for (const int64_t micro_batches : {1, 2, 4, 6, 12}) {
+          LoaderOptions options{.batch_size = batch_size, .seed = 5, .drop_last = drop_last};
+          const Steps alone = steps_of(count, options, micro_batches);
+          for (const int64_t world : {2, 3, 4, 6}) {
+            if (micro_batches % world != 0) continue;
+            options.world = world;
+            const Steps ranks = steps_of(count, options, micro_batches / world);
+            EXPECT_EQ(ranks.samples, alone.samples)
+                << count << " samples, " << batch_size << " in a micro-batch, " << world
+                << " ranks, " << micro_batches << " micro-batches a step, drop_last " << drop_last;
+            EXPECT_EQ(ranks.label_tokens, alone.label_tokens);
+          }
+        }
       }
     }
   }

@@ -127,11 +127,13 @@ TEST(Recipe, ReadsARecipeOfNemo) {
   EXPECT_TRUE(recipe.freeze.freeze_embeddings);
   EXPECT_EQ(recipe.checkpoint.model_save_format, "safetensors");
   EXPECT_EQ(recipe.checkpoint.save_consolidated, "false");
+  EXPECT_EQ(recipe.dist_timeout_minutes, 5.0);
   EXPECT_TRUE(recipe.lr_scheduler.given);
   EXPECT_EQ(recipe.lr_schedule(100).warmup_steps(), 10);
   EXPECT_THAT(
       recipe.notes,
-      ElementsAre(HasSubstr("r.yaml:21: checkpoint.model_save_format"), HasSubstr("wandb.enable"),
+      ElementsAre(HasSubstr("r.yaml:7: dist_env.backend"),
+                  HasSubstr("r.yaml:21: checkpoint.model_save_format"), HasSubstr("wandb.enable"),
                   HasSubstr("packed_sequence.packing_ratio is not applied"),
                   HasSubstr("packed_sequence.post_tokenize_hook_fn is not applied")));
   EXPECT_EQ(recipe.where("optimizer.lr"), "r.yaml:42: optimizer.lr");
