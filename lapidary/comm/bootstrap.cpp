@@ -64,7 +64,8 @@ World::~World() {
   }
 }
 
-std::unique_ptr<ProcessGroup> World::split(int64_t color, const std::string& name) const {
+std::unique_ptr<ProcessGroup> World::split(int64_t color, const std::string& name,
+                                           int64_t piece_bytes) const {
   if (size_ == 1) return std::make_unique<SelfGroup>();
   const mpi::Api& api = mpi::api();
   mpi::Comm comm = nullptr;
@@ -76,7 +77,7 @@ std::unique_ptr<ProcessGroup> World::split(int64_t color, const std::string& nam
   std::vector<int64_t> ranks(static_cast<size_t>(size));
   for (size_t r = 0; r < ranks.size(); ++r) ranks[r] = static_cast<int64_t>(r);
   const Tensor members(ranks.data(), Dtype::i64, {size});
-  auto group = std::make_unique<MpiGroup>(comm, ranks, MpiGroup::Options{.name = name});
+  auto group = std::make_unique<MpiGroup>(comm, ranks, MpiGroup::Options{name, piece_bytes});
   int64_t mine = rank_;
   group->all_gather(ConstTensor(&mine, Dtype::i64, {1}), members);
   group->set_world_ranks(ranks);

@@ -25,8 +25,9 @@ class World {
   int64_t rank() const { return rank_; }
   int64_t size() const { return size_; }
   // Ranks with the same color form a group, in the order of their ranks. Collective: every rank of
-  // the world calls it. `name` (an axis) is for messages.
-  std::unique_ptr<ProcessGroup> split(int64_t color, const std::string& name) const;
+  // the world calls it. `name` (an axis) is for messages. Longer ones travel in pieces.
+  std::unique_ptr<ProcessGroup> split(int64_t color, const std::string& name,
+                                      int64_t piece_bytes = int64_t{1} << 30) const;
   // How long an operation of any group may wait for the other ranks before it throws Error with
   // rank, operation and group. 600 s until it is set.
   void set_timeout(double seconds) const;

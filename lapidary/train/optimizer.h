@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "lapidary/checkpoint/state.h"
 #include "lapidary/core/context.h"
 #include "lapidary/core/parameter.h"
 
@@ -25,6 +26,14 @@ struct AdamWOptions {
   bool master_weights = true;  // of bf16 parameters; false: they are rounded at random
   uint64_t seed = 0;           // of that rounding
 };
+
+// Where the elements of a parameter that this rank trains lie in the whole tensor.
+struct ParameterShard {
+  Shape whole;
+  Interval part;       // the first part.size() elements of the parameter's value are these
+  bool writes = true;  // false: another rank trains the same elements, and saves their state
+};
+using ShardOf = std::function<ParameterShard(const Parameter&)>;
 
 // AdamW over the trainable parameters of a model. Weight decay acts on every parameter, norms and
 // embeddings too, as torch's does. A step reads no number back from the GPU:
@@ -61,6 +70,14 @@ class AdamW {
 
   // The norm of all gradients, now. Waits for the GPU; clip() may follow without more squares.
   double grad_norm(Context& ctx);
+
+  // The optimiser's memory by name, to be saved or, where it lies, filled again: of each parameter
+  // NAME.exp_avg and NAME.exp_avg_sq, with codes also NAME.exp_avg_scale and NAME.exp_avg_sq_scale
+  // (one for each 256 elements), with master weights NAME.master. Views of it: good while the
+  // optimiser lives. shard_of: of a parameter given to the constructor; unset: all of it. Error
+  // when the blocks of codes do not begin at a multiple of 256.
+  std::vector<StateTensor> state(const ShardOf& shard_of = {});
+  void set_steps(int64_t steps) { steps_ = steps; }
 
   int64_t steps() const { return steps_; }
   int64_t num_trainable() const;  // elements

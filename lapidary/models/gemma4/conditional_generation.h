@@ -104,7 +104,8 @@ class Gemma4ForConditionalGeneration {
   bool tie_weights() const { return config().tie_word_embeddings; }
 
   // Writes a Hugging Face directory, whole or not at all: shards, index, config.json in the form
-  // that was read, tokenizer files. Tensors of towers are copied from the source.
+  // that was read, tokenizer files. Tensors of towers are copied from the source. Collective: every
+  // rank writes its shards.
   void save_pretrained(const std::string& directory, const SaveOptions& options);
   const LoadReport& load_report() const { return load_report_; }
 

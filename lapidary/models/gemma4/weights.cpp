@@ -278,13 +278,15 @@ void Gemma4ForConditionalGeneration::save_pretrained(const std::string& director
   std::vector<TensorSource> tensors;
   WeightTransfer transfer(backend());
   for_each_parameter([&](Parameter& p) {
+    const Fsdp::Shard shard = fsdp_->shard_of(p);
     TensorSource source{
-        .name = p.name, .shape = p.shape, .dtype = p.value.dtype(), .target = options.dtype};
+        .name = p.name, .shape = p.shape, .dtype = shard.value.dtype(), .target = options.dtype};
+    source.part = shard.first_replica ? shard.interval : Interval{};
     if (on_host(backend())) {
-      source.data = p.value.data();
+      source.data = shard.value.data();
     } else {
-      source.fill = [&transfer, value = p.value](int64_t first, int64_t count, void* out) {
-        transfer.fetch(value, first, count, out);
+      source.fill = [&transfer, shard](int64_t first, int64_t count, void* out) {
+        transfer.fetch(shard.value, first - shard.interval.begin, count, out);
       };
     }
     tensors.push_back(std::move(source));
@@ -303,14 +305,15 @@ void Gemma4ForConditionalGeneration::save_pretrained(const std::string& director
                        .scalar = entry.scalar,
                        .dtype = dtype,
                        .target = floating ? options.dtype : dtype,
-                       .data = entry.data});
+                       .data = entry.data,
+                       .part = part_of_first_rank(entry.shape.numel(), groups_->data())});
   }
   HfWriteOptions write{.max_shard_bytes = options.max_shard_bytes, .overwrite = options.overwrite};
   write.files = options.files;
   write.files.emplace("config.json", config_with_dtype(config().json, options.dtype));
   write.tokenizer_source =
       options.tokenizer_source.empty() ? model_directory(source_) : options.tokenizer_source;
-  write_hf_model(directory, tensors, write);
+  write_hf_model(directory, tensors, write, groups_->data());
 }
 
 }  // namespace lapidary::gemma4
