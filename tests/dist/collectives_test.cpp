@@ -256,9 +256,8 @@ TEST_F(Collectives, GroupsOfAMeshAreTheRanksThatShareAnAxis) {
   const Mesh::Dense me = mesh.dense(rank_);
   const Mesh::Sparse my = mesh.sparse(rank_);
   EXPECT_EQ(members(groups.data()), expected([](int64_t) { return true; }));
-  EXPECT_EQ(members(groups.dp_shard()), expected([&](int64_t r) {
-              return mesh.dense(r).dp_replicate == me.dp_replicate;
-            }));
+  EXPECT_EQ(members(groups.dp_shard()),
+            expected([&](int64_t r) { return mesh.dense(r).dp_replicate == me.dp_replicate; }));
   EXPECT_EQ(members(groups.dp_replicate()),
             expected([&](int64_t r) { return mesh.dense(r).dp_shard == me.dp_shard; }));
   EXPECT_EQ(members(groups.ep()),
