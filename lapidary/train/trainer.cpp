@@ -145,8 +145,7 @@ Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console,
   prepare_steps();
   plan_memory();
   // Last: a run that cannot start leaves the folder as it is.
-  store_.emplace(recipe_.checkpoint.checkpoint_dir);
-  groups_->data().barrier();  // an earlier run's files are out of the way of new ones
+  store_.emplace(recipe_.checkpoint.checkpoint_dir, groups_->data());
   if (reports()) metrics_.emplace(store_->folder());
 }
 
