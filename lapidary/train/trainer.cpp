@@ -122,7 +122,9 @@ Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console,
       console_(console),
       groups_(std::move(groups)),
       data_parallel_(groups_->data()),
-      model_(build_model(recipe, *groups_)),
+      resumed_(find_checkpoint(recipe.checkpoint.checkpoint_dir, recipe.checkpoint.restore_from,
+                               groups_->data())),
+      model_(build_model(recipe, *groups_, resumed_ ? resumed_->model_directory() : "")),
       tokenizer_(load_recipe_tokenizer(recipe)),
       data_(prepare_data(recipe, recipe.dataset, true, tokenizer_.get(), model_.config().text)) {
   require_mesh_of_recipe(recipe_, groups_->mesh());
@@ -144,8 +146,9 @@ Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console,
                                 .world = data_parallel_.size()});
   prepare_steps();
   plan_memory();
+  if (resumed_) go_on();
   // Last: a run that cannot start leaves the folder as it is.
-  store_.emplace(recipe_.checkpoint.checkpoint_dir, groups_->data());
+  store_.emplace(recipe_.checkpoint.checkpoint_dir, groups_->data(), resumed_);
   if (reports()) metrics_.emplace(store_->folder());
 }
 
@@ -156,10 +159,7 @@ void Trainer::prepare_steps() {
   if (recipe_.step_scheduler.max_steps) {
     total_steps_ = std::min(total_steps_, *recipe_.step_scheduler.max_steps);
   }
-  // Over all ranks: the rates do not depend on their number.
-  schedule_ = recipe_.lr_schedule(
-      scheduled_steps(recipe_.step_scheduler.num_epochs, loader_->batches_in_epoch(),
-                      accumulation * data_parallel_.size(), recipe_.step_scheduler.max_steps));
+  schedule_ = recipe_.lr_schedule(steps_of_schedule());
   AdamW::FirstElement first_element;  // counts where elements differ: in blocks
   if (shard_alignment(recipe_, model_.dtype()) > 1) {
     first_element = [this](const Parameter& p) { return model_.fsdp().shard_of(p).interval.begin; };
@@ -171,6 +171,15 @@ void Trainer::prepare_steps() {
       GradientFlow{.optimizer_in_bwd = recipe_.optimizer_in_bwd,
                    .defer_fsdp_grad_sync = recipe_.sharding.defer_fsdp_grad_sync,
                    .micro_batches = accumulation});
+}
+
+// Over all ranks: the rates do not depend on their number. A run that goes on keeps its rates, even
+// when it is to be longer than before.
+int64_t Trainer::steps_of_schedule() const {
+  if (resumed_) return resumed_->state.schedule_steps;
+  return scheduled_steps(recipe_.step_scheduler.num_epochs, loader_->batches_in_epoch(),
+                         recipe_.gradient_accumulation() * data_parallel_.size(),
+                         recipe_.step_scheduler.max_steps);
 }
 
 void Trainer::plan_memory() {
@@ -229,6 +238,10 @@ void Trainer::describe() {
   if (const size_t towers = model_.load_report().passthrough.size(); towers > 0) {
     message(fmt::format("note: {} tensors of the vision and audio towers are kept as they are",
                         towers));
+  }
+  if (resumed_) {
+    for (const std::string& line : resumed_->messages) message("note: " + line);
+    message(fmt::format("resumed: after {} steps, from {}", step_, resumed_->directory));
   }
   if (!store_->moved_to().empty()) {
     message("note: what an earlier run left in " + store_->folder() + " is now in " +
@@ -317,7 +330,9 @@ void Trainer::save_checkpoint() {
                             .step = step_ - 1,
                             .config_yaml = print_recipe(recipe_),
                             .losses_json = json_losses(last_loss_, val_loss_),
-                            .tokenizer_source = directory_of(recipe_.dataset.tokenizer)});
+                            .tokenizer_source = directory_of(recipe_.dataset.tokenizer),
+                            .state = training_state(),
+                            .optimizer_state = [this] { return optimizer_state(); }});
   message(fmt::format("checkpoint: {} ({:.1f} s)", last_model_directory_, seconds_now() - start));
 }
 
@@ -340,10 +355,11 @@ TrainResult Trainer::run() {
   if (console_.out != nullptr && reports()) {
     progress_ =
         std::make_unique<Progress>(*console_.out, Progress::Options{.terminal = console_.terminal,
+                                                                    .first_step = step_,
                                                                     .total_steps = total_steps_,
                                                                     .columns = console_.columns});
   }
-  validate();
+  if (!resumed_) validate();  // else the log has it
   result.first_val_loss = val_loss_;
   while (step_ < total_steps_ && !result.stopped) {
     const TrainRecord record = train_step(next_batches());

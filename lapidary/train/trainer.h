@@ -8,6 +8,7 @@
 #include "lapidary/comm/mesh_groups.h"
 #include "lapidary/data/loader.h"
 #include "lapidary/parallel/data_parallel.h"
+#include "lapidary/train/checkpoint_search.h"
 #include "lapidary/train/checkpoints.h"
 #include "lapidary/train/evaluator.h"
 #include "lapidary/train/metrics.h"
@@ -59,6 +60,11 @@ class Trainer {
   Trainer(const Recipe& recipe, const TrainerConsole& console,
           std::shared_ptr<const MeshGroups> groups);
   void prepare_steps();
+  int64_t steps_of_schedule() const;
+  // Of a run that goes on: the optimiser's state, and the place in the data.
+  void go_on();
+  TrainingState training_state() const;  // after the finished steps
+  std::vector<StateTensor> optimizer_state();
   void plan_memory();
   void describe();
   std::vector<Batch> next_batches();
@@ -76,6 +82,7 @@ class Trainer {
   TrainerConsole console_;
   std::shared_ptr<const MeshGroups> groups_;
   DataParallel data_parallel_;
+  std::optional<FoundCheckpoint> resumed_;  // what the run goes on from
   gemma4::Gemma4ForConditionalGeneration model_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   PreparedData data_;

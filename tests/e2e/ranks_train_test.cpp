@@ -148,6 +148,31 @@ TEST(RanksTrain, ARankWithoutSamplesLeft) {
   expect_same_run(work, "four", "one");
 }
 
+// Stopped on one mesh, resumed on another: as if it had never stopped.
+TEST(RanksTrain, ARunGoesOnOnAnotherMesh) {
+  NEEDS_MPIRUN();
+  const Workspace work;
+  const std::vector<std::string> base = {"--step_scheduler.num_epochs=4",
+                                         "--step_scheduler.local_batch_size=1",
+                                         "--lr_scheduler.lr_decay_steps=12"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), base.begin(), base.end());
+    return more;
+  };
+  expect_success(work.train(with({"--checkpoint.checkpoint_dir=one"})));
+  ASSERT_EQ(work.training_log("one").size(), 12U);
+  const std::string stop = "--step_scheduler.max_steps=";
+  const std::string on = "--checkpoint.restore_from=LATEST";
+  expect_success(train_on(work, 4, "many", with({"--distributed.ep_size=2", stop + "4"})));
+  const ProcessResult second =
+      train_on(work, 2, "many", with({"--distributed.ep_size=2", stop + "8", on}));
+  expect_success(second);
+  EXPECT_THAT(second.out, HasSubstr("resumed: after 4 steps"));
+  expect_success(work.train(with({"--checkpoint.checkpoint_dir=many", on})));
+  expect_same_run(work, "many", "one");
+  expect_same_weights(work, "many", "one");
+}
+
 TEST(RanksTrain, OnlyTheFirstRankReports) {
   NEEDS_MPIRUN();
   const Workspace work;
