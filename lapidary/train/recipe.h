@@ -116,7 +116,7 @@ struct CheckpointRecipe {
   std::string checkpoint_dir = "checkpoints/";
   std::string model_save_format = "safetensors";
   std::string save_consolidated = "final";
-  std::string restore_from;  // "": the latest one, if any
+  std::string restore_from;  // "": a new run
   std::optional<int64_t> max_recent_checkpoints = {};
 };
 

@@ -1,7 +1,6 @@
 #include "lapidary/train/trace.h"
 
 #include <algorithm>
-#include <cstring>
 #include <deque>
 
 #include "lapidary/checkpoint/safetensors.h"
@@ -50,19 +49,16 @@ class Tracer {
   // Collective.
   void add_rows(const std::string& name, const ConstTensor& mine) {
     if (data_.size() == 1) return add(name, mine);
-    if (data_.rank() != 0) {
-      if (!share_.rows.empty()) data_.send(mine, 0);
-      return;
+    std::vector<int64_t> send(static_cast<size_t>(data_.size())), receive(send);
+    send[0] = share_.rows.size();
+    for (int64_t rank = 0; rank < data_.size() && data_.rank() == 0; ++rank) {
+      receive[static_cast<size_t>(rank)] = dealt(file_.rows(), data_.size(), rank).size();
     }
     Shape shape = mine.shape();
-    shape[0] = file_.rows();
+    shape[0] = data_.rank() == 0 ? file_.rows() : 0;
     const Tensor whole = owned_.emplace_back(Backend::cpu, mine.dtype(), shape).get();
-    std::memcpy(whole.data(), mine.data(), static_cast<size_t>(mine.bytes()));
-    for (int64_t rank = 1; rank < data_.size(); ++rank) {
-      const Interval rows = dealt(file_.rows(), data_.size(), rank);
-      if (!rows.empty()) data_.recv(whole.slice(0, rows.begin, rows.size()), rank);
-    }
-    add(name, whole);
+    data_.all_to_all_v(mine.slice(0, 0, send[0]), send, whole, receive);
+    if (data_.rank() == 0) add(name, whole);
   }
 
   void add(const std::string& name, const ConstTensor& t) {

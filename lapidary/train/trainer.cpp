@@ -145,8 +145,8 @@ Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console,
                                 .rank = data_parallel_.rank(),
                                 .world = data_parallel_.size()});
   prepare_steps();
-  if (resumed_) resume();
   plan_memory();
+  if (resumed_) go_on();
   // Last: a run that cannot start leaves the folder as it is.
   store_.emplace(recipe_.checkpoint.checkpoint_dir, groups_->data(), resumed_);
   if (reports()) metrics_.emplace(store_->folder());
@@ -159,11 +159,7 @@ void Trainer::prepare_steps() {
   if (recipe_.step_scheduler.max_steps) {
     total_steps_ = std::min(total_steps_, *recipe_.step_scheduler.max_steps);
   }
-  // Over all ranks: the rates do not depend on their number.
-  schedule_steps_ =
-      scheduled_steps(recipe_.step_scheduler.num_epochs, loader_->batches_in_epoch(),
-                      accumulation * data_parallel_.size(), recipe_.step_scheduler.max_steps);
-  schedule_ = recipe_.lr_schedule(schedule_steps_);
+  schedule_ = recipe_.lr_schedule(steps_of_schedule());
   AdamW::FirstElement first_element;  // counts where elements differ: in blocks
   if (shard_alignment(recipe_, model_.dtype()) > 1) {
     first_element = [this](const Parameter& p) { return model_.fsdp().shard_of(p).interval.begin; };
@@ -178,38 +174,13 @@ void Trainer::prepare_steps() {
   if (recipe_.checkpoint.enabled) optimizer_state();  // throws now what saving it would
 }
 
-TrainingState Trainer::state() const {
-  const LoaderState next = loader_->state();
-  return {.step = step_,
-          .epoch = next.epoch,
-          .position = next.position,
-          .optimizer_steps = optimizer_->steps(),
-          .total_steps = total_steps_,
-          .schedule_steps = schedule_steps_,
-          .seed = recipe_.seed,
-          .micro_batch_size = recipe_.step_scheduler.local_batch_size,
-          .global_batch_size = recipe_.step_scheduler.global_batch_size,
-          .samples = static_cast<int64_t>(data_.samples->size())};
-}
-
-std::vector<StateTensor> Trainer::optimizer_state() {
-  return optimizer_->state([this](const Parameter& p) -> ParameterShard {
-    const Fsdp::Shard shard = model_.fsdp().shard_of(p);
-    return {shard.whole, shard.interval, shard.first_replica};
-  });
-}
-
-void Trainer::resume() {
-  const TrainingState& saved = resumed_->state;
-  require_same_data(saved, state(), resumed_->directory);
-  read_state_tensors(resumed_->optimizer_directory(), optimizer_state());
-  optimizer_->set_steps(saved.optimizer_steps);
-  loader_->seek({saved.epoch, saved.position});
-  step_ = saved.step;
-  epoch_ = saved.epoch;
-  // Steps end where all ranks have taken equally many, on any number of them.
-  batches_of_epoch_ = saved.position / data_parallel_.size();
-  last_model_directory_ = resumed_->model_directory();
+// Over all ranks: the rates do not depend on their number. A run that goes on keeps its rates, even
+// when it is to be longer than before.
+int64_t Trainer::steps_of_schedule() const {
+  if (resumed_) return resumed_->state.schedule_steps;
+  return scheduled_steps(recipe_.step_scheduler.num_epochs, loader_->batches_in_epoch(),
+                         recipe_.gradient_accumulation() * data_parallel_.size(),
+                         recipe_.step_scheduler.max_steps);
 }
 
 void Trainer::plan_memory() {
@@ -270,9 +241,8 @@ void Trainer::describe() {
                         towers));
   }
   if (resumed_) {
-    for (const std::string& passed_over : resumed_->messages) message("note: " + passed_over);
-    message(
-        fmt::format("resumed: {}, {} of {} steps done", resumed_->directory, step_, total_steps_));
+    for (const std::string& line : resumed_->messages) message("note: " + line);
+    message(fmt::format("resumed: after {} steps, from {}", step_, resumed_->directory));
   }
   if (!store_->moved_to().empty()) {
     message("note: what an earlier run left in " + store_->folder() + " is now in " +
@@ -362,7 +332,7 @@ void Trainer::save_checkpoint() {
                             .config_yaml = print_recipe(recipe_),
                             .losses_json = json_losses(last_loss_, val_loss_),
                             .tokenizer_source = directory_of(recipe_.dataset.tokenizer),
-                            .state = state(),
+                            .state = training_state(),
                             .optimizer_state = [this] { return optimizer_state(); }});
   message(fmt::format("checkpoint: {} ({:.1f} s)", last_model_directory_, seconds_now() - start));
 }
@@ -386,10 +356,11 @@ TrainResult Trainer::run() {
   if (console_.out != nullptr && reports()) {
     progress_ =
         std::make_unique<Progress>(*console_.out, Progress::Options{.terminal = console_.terminal,
+                                                                    .first_step = step_,
                                                                     .total_steps = total_steps_,
                                                                     .columns = console_.columns});
   }
-  if (!resumed_) validate();  // else it stands in the log already
+  if (!resumed_) validate();  // else the log has it
   result.first_val_loss = val_loss_;
   while (step_ < total_steps_ && !result.stopped) {
     const TrainRecord record = train_step(next_batches());

@@ -8,6 +8,7 @@
 #include "lapidary/comm/mesh_groups.h"
 #include "lapidary/data/loader.h"
 #include "lapidary/parallel/data_parallel.h"
+#include "lapidary/train/checkpoint_search.h"
 #include "lapidary/train/checkpoints.h"
 #include "lapidary/train/evaluator.h"
 #include "lapidary/train/metrics.h"
@@ -59,9 +60,10 @@ class Trainer {
   Trainer(const Recipe& recipe, const TrainerConsole& console,
           std::shared_ptr<const MeshGroups> groups);
   void prepare_steps();
-  // Where the run stands, for a checkpoint; and the same from one.
-  TrainingState state() const;
-  void resume();
+  int64_t steps_of_schedule() const;
+  // Of a run that goes on: the optimiser's state, and the place in the data.
+  void go_on();
+  TrainingState training_state() const;  // after the finished steps
   std::vector<StateTensor> optimizer_state();
   void plan_memory();
   void describe();
@@ -80,7 +82,7 @@ class Trainer {
   TrainerConsole console_;
   std::shared_ptr<const MeshGroups> groups_;
   DataParallel data_parallel_;
-  std::optional<FoundCheckpoint> resumed_;  // checkpoint.restore_from
+  std::optional<FoundCheckpoint> resumed_;  // what the run goes on from
   gemma4::Gemma4ForConditionalGeneration model_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   PreparedData data_;
@@ -97,7 +99,6 @@ class Trainer {
   int64_t step_ = 0;  // finished optimiser steps
   int64_t epoch_ = 0;
   int64_t total_steps_ = 0;
-  int64_t schedule_steps_ = 0;
   int64_t batches_of_epoch_ = 0;  // micro-batches taken in this epoch
   bool epoch_ended_ = false;
   double last_loss_ = 0.0;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <csignal>
 #include <cstdlib>
+#include <sstream>
 #include <thread>
 
 #include "tests/e2e/program.h"
@@ -17,20 +18,21 @@ namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-bool have_mpirun() {
+// "" when there is none.
+std::string mpirun_path() {
   const char* path = std::getenv("PATH");
   std::istringstream folders(path == nullptr ? "" : path);
   for (std::string folder; std::getline(folders, folder, ':');) {
-    if (fs::exists(fs::path(folder) / "mpirun")) return true;
+    if (fs::exists(fs::path(folder) / "mpirun")) return fs::path(folder) / "mpirun";
   }
-  return false;
+  return "";
 }
 
 #define NEEDS_MPIRUN() \
-  if (!have_mpirun()) GTEST_SKIP() << "mpirun was not found: install openmpi-bin"
+  if (mpirun_path().empty()) GTEST_SKIP() << "mpirun was not found: install openmpi-bin"
 
 std::vector<std::string> on_ranks(int64_t ranks, const std::vector<std::string>& arguments) {
-  std::vector<std::string> command = {"mpirun", "-n", std::to_string(ranks)};
+  std::vector<std::string> command = {mpirun_path(), "-n", std::to_string(ranks)};
   for (const std::string& part : lapidary_command(arguments)) command.push_back(part);
   return command;
 }
@@ -146,6 +148,31 @@ TEST(RanksTrain, ARankWithoutSamplesLeft) {
   expect_same_run(work, "four", "one");
 }
 
+// Stopped on one mesh, resumed on another: as if it had never stopped.
+TEST(RanksTrain, ARunGoesOnOnAnotherMesh) {
+  NEEDS_MPIRUN();
+  const Workspace work;
+  const std::vector<std::string> base = {"--step_scheduler.num_epochs=4",
+                                         "--step_scheduler.local_batch_size=1",
+                                         "--lr_scheduler.lr_decay_steps=12"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), base.begin(), base.end());
+    return more;
+  };
+  expect_success(work.train(with({"--checkpoint.checkpoint_dir=one"})));
+  ASSERT_EQ(work.training_log("one").size(), 12U);
+  const std::string stop = "--step_scheduler.max_steps=";
+  const std::string on = "--checkpoint.restore_from=LATEST";
+  expect_success(train_on(work, 4, "many", with({"--distributed.ep_size=2", stop + "4"})));
+  const ProcessResult second =
+      train_on(work, 2, "many", with({"--distributed.ep_size=2", stop + "8", on}));
+  expect_success(second);
+  EXPECT_THAT(second.out, HasSubstr("resumed: after 4 steps"));
+  expect_success(work.train(with({"--checkpoint.checkpoint_dir=many", on})));
+  expect_same_run(work, "many", "one");
+  expect_same_weights(work, "many", "one");
+}
+
 TEST(RanksTrain, OnlyTheFirstRankReports) {
   NEEDS_MPIRUN();
   const Workspace work;
@@ -159,7 +186,8 @@ TEST(RanksTrain, OnlyTheFirstRankReports) {
     return found;
   };
   EXPECT_EQ(count("mesh: 2 ranks: dp_replicate 1 x dp_shard 2, ep 2 x ep_shard 1, ZeRO-3"), 1U);
-  EXPECT_EQ(count("step 5 | epoch 1 |"), 1U);
+  EXPECT_EQ(count("grad_norm"), 6U);
+  EXPECT_EQ(count("[val]"), 4U);
   EXPECT_EQ(count("--- sample 1"), 1U);
   EXPECT_EQ(count("6 steps, loss"), 1U);
   EXPECT_EQ(work.training_log().size(), 6U);
