@@ -1,12 +1,20 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <csignal>
+#include <thread>
+
+#include "lapidary/core/rng.h"
+#include "lapidary/train/checkpoint_search.h"
+#include "tests/e2e/program.h"
 #include "tests/support/mpirun.h"
 
 // A rank that fails ends the whole job, soon, and says why.
 namespace lapidary::test {
 namespace {
 
+namespace fs = std::filesystem;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
@@ -14,6 +22,8 @@ ProcessResult run_failing(const std::string& how, int64_t rank) {
   return run_process(on_ranks(4, {LAPIDARY_FAILING_RANK, how, std::to_string(rank)}),
                      {.environment = mpi_environment(), .timeout_seconds = 60.0});
 }
+
+void sleep_ms(int ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
 
 class RankFailure : public ::testing::Test {
  protected:
@@ -44,6 +54,57 @@ TEST_F(RankFailure, ARankThatHangsIsNamedWhenTheTimeIsOver) {
                     HasSubstr("timeout_minutes")));
   EXPECT_THAT(result.err, HasSubstr("for rank 3"));
   EXPECT_LT(result.seconds, 25.0);
+}
+
+// Whenever a rank dies, the job ends, what is named as a checkpoint is one, and the run goes on.
+TEST_F(RankFailure, RanksKilledAtRandomStepsLeaveWholeCheckpoints) {
+  constexpr int64_t kRanks = 4;
+  const Workspace work;
+  const ProcessOptions options{.directory = work.path("").string(),
+                               .environment = mpi_environment()};
+  const auto command = [](const std::string& restore) {
+    return on_ranks(
+        kRanks,
+        lapidary_command(
+            {"train", "tiny.yaml", "--distributed.ep_size=2", "--step_scheduler.num_epochs=100000",
+             "--step_scheduler.val_every_steps=100000", "--step_scheduler.local_batch_size=1",
+             "--step_scheduler.ckpt_every_steps=3", "--checkpoint.restore_from=" + restore}));
+  };
+  Rng rng(2026);
+  std::string restore;
+  int64_t reached = 0;
+  for (int round = 0; round < 4; ++round) {
+    Process run(command(restore), options);
+    const int64_t until = reached + 4 + rng.below(6);  // and a random moment of a step or a save
+    const auto steps = [&] {
+      return fs::exists(work.path("run/training.jsonl"))
+                 ? static_cast<int64_t>(lines_of(read_file(work.path("run/training.jsonl"))).size())
+                 : 0;
+    };
+    for (int i = 0; i < 2000 && steps() < until; ++i) sleep_ms(10);
+    ASSERT_GE(steps(), until);
+    sleep_ms(static_cast<int>(rng.below(60)));
+    const std::vector<int> ranks = rank_processes(run.pid(), kRanks);
+    const auto victim = static_cast<size_t>(rng.below(kRanks));
+    ASSERT_GT(ranks[victim], 0);
+    const auto killed = std::chrono::steady_clock::now();
+    ASSERT_EQ(::kill(ranks[victim], SIGKILL), 0);
+    const ProcessResult result = run.wait();
+    EXPECT_NE(result.exit_code, 0);
+    EXPECT_LT(std::chrono::steady_clock::now() - killed, std::chrono::seconds(30));
+    for (const fs::directory_entry& entry : fs::directory_iterator(work.path("run"))) {
+      const std::string name = entry.path().filename().string();
+      if (name.rfind("epoch_", 0) != 0 || contains(name, "incomplete")) continue;
+      TrainingState state;
+      EXPECT_EQ(incompleteness(entry.path().string(), &state), "") << name;
+    }
+    SelfGroup alone;
+    const auto found = find_checkpoint(work.text_path("run"), "LATEST", alone);
+    ASSERT_TRUE(found.has_value());
+    EXPECT_GE(found->state.step, reached);
+    reached = found->state.step;
+    restore = "LATEST";
+  }
 }
 
 TEST_F(RankFailure, ARankThatLeavesEndsTheJob) {

@@ -4,11 +4,10 @@
 #include <algorithm>
 #include <cmath>
 #include <csignal>
-#include <cstdlib>
-#include <sstream>
 #include <thread>
 
 #include "tests/e2e/program.h"
+#include "tests/support/mpirun.h"
 
 // Training and tracing as users start them on several ranks: mpirun -n N lapidary ...
 namespace lapidary::test {
@@ -18,37 +17,20 @@ namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-// "" when there is none.
-std::string mpirun_path() {
-  const char* path = std::getenv("PATH");
-  std::istringstream folders(path == nullptr ? "" : path);
-  for (std::string folder; std::getline(folders, folder, ':');) {
-    if (fs::exists(fs::path(folder) / "mpirun")) return fs::path(folder) / "mpirun";
-  }
-  return "";
-}
-
 #define NEEDS_MPIRUN() \
-  if (mpirun_path().empty()) GTEST_SKIP() << "mpirun was not found: install openmpi-bin"
+  if (!has_mpirun()) GTEST_SKIP() << "mpirun was not found: install openmpi-bin"
 
-std::vector<std::string> on_ranks(int64_t ranks, const std::vector<std::string>& arguments) {
-  std::vector<std::string> command = {mpirun_path(), "-n", std::to_string(ranks)};
-  for (const std::string& part : lapidary_command(arguments)) command.push_back(part);
-  return command;
+std::vector<std::string> program_on(int64_t ranks, const std::vector<std::string>& arguments) {
+  return on_ranks(ranks, lapidary_command(arguments));
 }
 
-// Launchers refuse root and more ranks than cores unless they are told.
 ProcessOptions options_in(const fs::path& folder) {
-  return {.directory = folder.string(),
-          .environment = {"OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
-                          "OMPI_MCA_rmaps_base_oversubscribe=1",
-                          "OMPI_MCA_hwloc_base_binding_policy=none", "OMP_WAIT_POLICY=passive",
-                          "OMP_NUM_THREADS=1"}};
+  return {.directory = folder.string(), .environment = mpi_environment()};
 }
 
 ProcessResult mpirun(const Workspace& work, int64_t ranks,
                      const std::vector<std::string>& arguments) {
-  return run_process(on_ranks(ranks, arguments), options_in(work.path("")));
+  return run_process(program_on(ranks, arguments), options_in(work.path("")));
 }
 
 ProcessResult train_on(const Workspace& work, int64_t ranks, const std::string& folder,
@@ -212,7 +194,7 @@ TEST(RanksTrain, MistakesOfTheMeshAreSaidBeforeAnythingStarts) {
 TEST(RanksTrain, ASignalEndsAllRanksAfterTheSameStep) {
   NEEDS_MPIRUN();
   const Workspace work;
-  Process run(on_ranks(2, {"train", "tiny.yaml", "--step_scheduler.num_epochs=5000"}),
+  Process run(program_on(2, {"train", "tiny.yaml", "--step_scheduler.num_epochs=5000"}),
               options_in(work.path("")));
   for (int i = 0; i < 600 && !contains(run.output(), "step 2 |"); ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
@@ -244,7 +226,8 @@ TEST(RanksTrace, WritesWhatOneRankWrites) {
       {2, {}}, {2, {"--mesh", "ep=2"}}, {4, {"--mesh", "ep=2,dp_replicate=2,dp_shard=2"}}};
   for (const auto& [ranks, mesh] : runs) {
     fs::remove(many);
-    expect_success(run_process(on_ranks(ranks, arguments(many, mesh)), options_in(folder.path())));
+    expect_success(
+        run_process(program_on(ranks, arguments(many, mesh)), options_in(folder.path())));
     const SafetensorsReader want(one), have(many);
     ASSERT_EQ(have.entries().size(), want.entries().size());
     for (const TensorEntry& entry : want.entries()) {

@@ -44,6 +44,7 @@ class Process {
   Process& operator=(const Process&) = delete;
 
   void send(int signal) const;
+  pid_t pid() const { return pid_; }
   // Lowers max_file_bytes, which must have been given, while it runs: the disk becomes full.
   void limit_file_bytes(uint64_t bytes) const;
   // What it has written to standard output so far.
