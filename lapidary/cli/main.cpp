@@ -1,6 +1,8 @@
+#include <chrono>
 #include <cstdio>
 #include <exception>
 #include <string>
+#include <thread>
 
 #include "lapidary/cli/commands.h"
 #include "lapidary/comm/bootstrap.h"
@@ -40,6 +42,8 @@ int main(int argc, char** argv) {
     return run(argc, argv);
   } catch (const std::exception& error) {
     const int rank = static_cast<int>(lapidary::job_rank());
+    // What all ranks find wrong is told once: the first one ends the job before the others speak.
+    if (rank > 0) std::this_thread::sleep_for(std::chrono::milliseconds(500));
     const std::string who = rank < 0 ? "" : "rank " + std::to_string(rank) + ": ";
     std::fprintf(stderr, "lapidary: %serror: %s\n", who.c_str(), error.what());
     std::fflush(stderr);

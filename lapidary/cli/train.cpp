@@ -40,7 +40,8 @@ void run(const std::string& path, const std::vector<std::string>& overrides) {
   std::signal(SIGINT, on_signal);
   Trainer trainer(recipe,
                   {.out = &std::cout,
-                   .terminal = isatty(STDOUT_FILENO) != 0,
+                   // mpirun gives its processes terminals of its own, wherever their lines go.
+                   .terminal = world.size() == 1 && isatty(STDOUT_FILENO) != 0,
                    .columns = terminal_columns(),
                    .stop = &stop_requested},
                   groups);

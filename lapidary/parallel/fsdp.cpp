@@ -290,7 +290,8 @@ Fsdp::Shard Fsdp::shard_of(const Parameter& parameter) const {
   const Entry& entry = entry_of(parameter);
   const Parameter& held = entry.is_whole() ? *entry.whole : entry.shard;
   const bool dense = held.placement == Placement::dense;
-  return {.interval = entry.interval,
+  return {.whole = entry.whole->shape,
+          .interval = entry.interval,
           .value = held.value,
           .grad = held.grad,
           .first_replica = !dense || groups_.dp_replicate().rank() == 0};

@@ -79,6 +79,7 @@ class Fsdp {
   std::vector<Parameter*> optimizer_parameters(int64_t unit);
   std::vector<Parameter*> optimizer_parameters();
   struct Shard {
+    Shape whole;
     Interval interval;          // in the flattened whole tensor
     Tensor value;               // [interval.size()], or the shape of the rank's experts
     Tensor grad;                // likewise; undefined without gradients

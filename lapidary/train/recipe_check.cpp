@@ -115,7 +115,7 @@ class Checker {
          {"dataset.shuffle_seed", "dataset.chat_template", "dataloader.collate_fn",
           "packed_sequence.packing_ratio", "packed_sequence.max_length",
           "packed_sequence.max_packs", "packed_sequence.post_tokenize_hook_fn",
-          "checkpoint.restore_from", "checkpoint.max_recent_checkpoints"}) {
+          "checkpoint.max_recent_checkpoints"}) {
       for (const auto& [written_key, place] : r_.places) {
         const std::string name = key;
         if (written_key == name || written_key.rfind(name + ".", 0) == 0) {

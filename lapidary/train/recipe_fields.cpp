@@ -283,7 +283,7 @@ void add_checkpoint(Fields& f) {
       "checkpoints are whole Hugging Face folders in all cases")
       .one_of({"false", "true", "final", "every"});
   add(f, "checkpoint.restore_from", at(c, &C::restore_from),
-      "LATEST, a checkpoint's name or its path; unset: LATEST, when there is one");
+      "go on from LATEST, a checkpoint's name or its path; unset: a new run");
   add(f, "checkpoint.max_recent_checkpoints", at(c, &C::max_recent_checkpoints),
       "keep so many, beside the latest and the best; unset: all")
       .at_least(1);

@@ -61,7 +61,8 @@ Config recipe_config(const Recipe& recipe) {
   return gemma4::parse_config(json.dump(), recipe.where("model.text_config"));
 }
 
-Gemma4ForConditionalGeneration build_model(const Recipe& recipe, const MeshGroups& groups) {
+Gemma4ForConditionalGeneration build_model(const Recipe& recipe, const MeshGroups& groups,
+                                           const std::string& weights) {
   const Config config = recipe_config(recipe);
   if (const std::string why = gpu::unavailable(); recipe.device == "cuda" && !why.empty()) {
     fail(recipe.where("device"), "cuda can't be used: " + why, "use device: cpu");
@@ -73,10 +74,10 @@ Gemma4ForConditionalGeneration build_model(const Recipe& recipe, const MeshGroup
                                      .groups = &groups,
                                      .resident_weights = recipe.sharding.resident_weights(),
                                      .shard_alignment = shard_alignment(recipe, dtype)};
-  auto model = recipe.model.from_config()
+  const std::string& path = weights.empty() ? recipe.model.pretrained_model_name_or_path : weights;
+  auto model = weights.empty() && recipe.model.from_config()
                    ? Gemma4ForConditionalGeneration::from_config(config, options)
-                   : Gemma4ForConditionalGeneration::from_pretrained(
-                         recipe.model.pretrained_model_name_or_path, config, options);
+                   : Gemma4ForConditionalGeneration::from_pretrained(path, config, options);
   freeze(recipe, model);
   return model;
 }

@@ -28,8 +28,10 @@ gemma4::Config recipe_config(const Recipe& recipe);
 // blocks that a shard must not cut, so that any mesh takes the same steps; otherwise 1.
 int64_t shard_alignment(const Recipe& recipe, Dtype weights);
 // Parameters from the checkpoint or at random, frozen as freeze_config says, of ranks that share
-// them as `distributed` says. groups outlive the model. Error when nothing is left to train.
-gemma4::Gemma4ForConditionalGeneration build_model(const Recipe& recipe, const MeshGroups& groups);
+// them as `distributed` says. groups outlive the model. weights: a directory to take them from
+// instead; "": as the recipe says. Error when nothing is left to train.
+gemma4::Gemma4ForConditionalGeneration build_model(const Recipe& recipe, const MeshGroups& groups,
+                                                   const std::string& weights = "");
 // The tokenizer of the recipe; null when it names none and the model has none.
 std::shared_ptr<const Tokenizer> load_recipe_tokenizer(const Recipe& recipe);
 // Reads, tokenises and (training data, when the recipe packs) packs. vocab_size bounds the ids.

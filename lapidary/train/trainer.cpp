@@ -122,7 +122,9 @@ Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console,
       console_(console),
       groups_(std::move(groups)),
       data_parallel_(groups_->data()),
-      model_(build_model(recipe, *groups_)),
+      resumed_(find_checkpoint(recipe.checkpoint.checkpoint_dir, recipe.checkpoint.restore_from,
+                               groups_->data())),
+      model_(build_model(recipe, *groups_, resumed_ ? resumed_->model_directory() : "")),
       tokenizer_(load_recipe_tokenizer(recipe)),
       data_(prepare_data(recipe, recipe.dataset, true, tokenizer_.get(), model_.config().text)) {
   require_mesh_of_recipe(recipe_, groups_->mesh());
@@ -143,10 +145,10 @@ Trainer::Trainer(const Recipe& recipe, const TrainerConsole& console,
                                 .rank = data_parallel_.rank(),
                                 .world = data_parallel_.size()});
   prepare_steps();
+  if (resumed_) resume();
   plan_memory();
   // Last: a run that cannot start leaves the folder as it is.
-  store_.emplace(recipe_.checkpoint.checkpoint_dir);
-  groups_->data().barrier();  // an earlier run's files are out of the way of new ones
+  store_.emplace(recipe_.checkpoint.checkpoint_dir, groups_->data(), resumed_);
   if (reports()) metrics_.emplace(store_->folder());
 }
 
@@ -158,9 +160,10 @@ void Trainer::prepare_steps() {
     total_steps_ = std::min(total_steps_, *recipe_.step_scheduler.max_steps);
   }
   // Over all ranks: the rates do not depend on their number.
-  schedule_ = recipe_.lr_schedule(
+  schedule_steps_ =
       scheduled_steps(recipe_.step_scheduler.num_epochs, loader_->batches_in_epoch(),
-                      accumulation * data_parallel_.size(), recipe_.step_scheduler.max_steps));
+                      accumulation * data_parallel_.size(), recipe_.step_scheduler.max_steps);
+  schedule_ = recipe_.lr_schedule(schedule_steps_);
   AdamW::FirstElement first_element;  // counts where elements differ: in blocks
   if (shard_alignment(recipe_, model_.dtype()) > 1) {
     first_element = [this](const Parameter& p) { return model_.fsdp().shard_of(p).interval.begin; };
@@ -172,6 +175,41 @@ void Trainer::prepare_steps() {
       GradientFlow{.optimizer_in_bwd = recipe_.optimizer_in_bwd,
                    .defer_fsdp_grad_sync = recipe_.sharding.defer_fsdp_grad_sync,
                    .micro_batches = accumulation});
+  if (recipe_.checkpoint.enabled) optimizer_state();  // throws now what saving it would
+}
+
+TrainingState Trainer::state() const {
+  const LoaderState next = loader_->state();
+  return {.step = step_,
+          .epoch = next.epoch,
+          .position = next.position,
+          .optimizer_steps = optimizer_->steps(),
+          .total_steps = total_steps_,
+          .schedule_steps = schedule_steps_,
+          .seed = recipe_.seed,
+          .micro_batch_size = recipe_.step_scheduler.local_batch_size,
+          .global_batch_size = recipe_.step_scheduler.global_batch_size,
+          .samples = static_cast<int64_t>(data_.samples->size())};
+}
+
+std::vector<StateTensor> Trainer::optimizer_state() {
+  return optimizer_->state([this](const Parameter& p) -> ParameterShard {
+    const Fsdp::Shard shard = model_.fsdp().shard_of(p);
+    return {shard.whole, shard.interval, shard.first_replica};
+  });
+}
+
+void Trainer::resume() {
+  const TrainingState& saved = resumed_->state;
+  require_same_data(saved, state(), resumed_->directory);
+  read_state_tensors(resumed_->optimizer_directory(), optimizer_state());
+  optimizer_->set_steps(saved.optimizer_steps);
+  loader_->seek({saved.epoch, saved.position});
+  step_ = saved.step;
+  epoch_ = saved.epoch;
+  // Steps end where all ranks have taken equally many, on any number of them.
+  batches_of_epoch_ = saved.position / data_parallel_.size();
+  last_model_directory_ = resumed_->model_directory();
 }
 
 void Trainer::plan_memory() {
@@ -230,6 +268,11 @@ void Trainer::describe() {
   if (const size_t towers = model_.load_report().passthrough.size(); towers > 0) {
     message(fmt::format("note: {} tensors of the vision and audio towers are kept as they are",
                         towers));
+  }
+  if (resumed_) {
+    for (const std::string& passed_over : resumed_->messages) message("note: " + passed_over);
+    message(
+        fmt::format("resumed: {}, {} of {} steps done", resumed_->directory, step_, total_steps_));
   }
   if (!store_->moved_to().empty()) {
     message("note: what an earlier run left in " + store_->folder() + " is now in " +
@@ -318,7 +361,9 @@ void Trainer::save_checkpoint() {
                             .step = step_ - 1,
                             .config_yaml = print_recipe(recipe_),
                             .losses_json = json_losses(last_loss_, val_loss_),
-                            .tokenizer_source = directory_of(recipe_.dataset.tokenizer)});
+                            .tokenizer_source = directory_of(recipe_.dataset.tokenizer),
+                            .state = state(),
+                            .optimizer_state = [this] { return optimizer_state(); }});
   message(fmt::format("checkpoint: {} ({:.1f} s)", last_model_directory_, seconds_now() - start));
 }
 
@@ -344,7 +389,7 @@ TrainResult Trainer::run() {
                                                                     .total_steps = total_steps_,
                                                                     .columns = console_.columns});
   }
-  validate();
+  if (!resumed_) validate();  // else it stands in the log already
   result.first_val_loss = val_loss_;
   while (step_ < total_steps_ && !result.stopped) {
     const TrainRecord record = train_step(next_batches());

@@ -59,6 +59,10 @@ class Trainer {
   Trainer(const Recipe& recipe, const TrainerConsole& console,
           std::shared_ptr<const MeshGroups> groups);
   void prepare_steps();
+  // Where the run stands, for a checkpoint; and the same from one.
+  TrainingState state() const;
+  void resume();
+  std::vector<StateTensor> optimizer_state();
   void plan_memory();
   void describe();
   std::vector<Batch> next_batches();
@@ -76,6 +80,7 @@ class Trainer {
   TrainerConsole console_;
   std::shared_ptr<const MeshGroups> groups_;
   DataParallel data_parallel_;
+  std::optional<FoundCheckpoint> resumed_;  // checkpoint.restore_from
   gemma4::Gemma4ForConditionalGeneration model_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   PreparedData data_;
@@ -92,6 +97,7 @@ class Trainer {
   int64_t step_ = 0;  // finished optimiser steps
   int64_t epoch_ = 0;
   int64_t total_steps_ = 0;
+  int64_t schedule_steps_ = 0;
   int64_t batches_of_epoch_ = 0;  // micro-batches taken in this epoch
   bool epoch_ended_ = false;
   double last_loss_ = 0.0;

@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <filesystem>
 
 #include "lapidary/checkpoint/safetensors.h"
 #include "lapidary/train/trace.h"
@@ -13,7 +15,13 @@ namespace {
 
 OwnedTensor as_doubles(const TensorEntry& entry) {
   OwnedTensor tensor(Backend::cpu, Dtype::f64, entry.shape);
-  convert(entry, tensor.get());
+  if (entry.dtype == FileDtype::i32) {
+    OwnedTensor whole(Backend::cpu, Dtype::i32, entry.shape);
+    convert(entry, whole.get());
+    std::copy_n(whole->as<int32_t>(), whole->numel(), tensor->as<double>());
+  } else {
+    convert(entry, tensor.get());
+  }
   return tensor;
 }
 
