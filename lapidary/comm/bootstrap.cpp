@@ -1,8 +1,8 @@
 #include "lapidary/comm/bootstrap.h"
 
-#include <algorithm>
 #include <cstdlib>
 #include <exception>
+#include <numeric>
 
 #include "lapidary/comm/mpi_group.h"
 #include "lapidary/core/error.h"
@@ -14,18 +14,15 @@ namespace {
 bool joined = false;
 int64_t rank_of_job = -1;
 
-int64_t number(const char* variable) {
-  const char* text = std::getenv(variable);
-  return text == nullptr ? 0 : std::atoll(text);
-}
-
-// Processes that a launcher says it started: mpirun of Open MPI; srun (a step, not the batch script
-// around it, which has SLURM_NTASKS too); mpiexec of others, which are refused later.
+// Processes that a launcher says it started: mpirun of Open MPI, a launcher with PMI (srun, mpiexec
+// of MPICH), or srun with neither. What MPI can't join is refused later, not run as so many jobs
+// that write the same files. A batch script of Slurm is no step: it is alone, however many tasks it
+// has.
 int64_t processes_started() {
-  if (std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr) return number("OMPI_COMM_WORLD_SIZE");
-  const bool step = std::getenv("PMIX_RANK") != nullptr || std::getenv("PMI_RANK") != nullptr;
-  if (!step) return 1;
-  return std::max(number("PMI_SIZE"), number("SLURM_STEP_NUM_TASKS"));
+  for (const char* size : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"}) {
+    if (const char* text = std::getenv(size)) return std::atoll(text);
+  }
+  return 1;
 }
 
 void require(int code, const char* what) {
@@ -54,35 +51,41 @@ World::World() {
          "start with the mpirun of the same Open MPI, or with srun --mpi=pmix");
   }
   rank_of_job = rank_;
+  mpi::Comm all = nullptr;
+  require(api.comm_split(api.world, 0, rank, &all), "makes no group");
+  std::vector<int64_t> ranks(static_cast<size_t>(size));
+  std::iota(ranks.begin(), ranks.end(), int64_t{0});
+  all_ = std::make_unique<MpiGroup>(all, ranks, MpiGroup::Options{.name = "world"});
 }
 
 World::~World() {
   // Leaving waits for the other ranks: not when this one is on its way out.
-  if (size_ > 1 && std::uncaught_exceptions() == 0) {
-    mpi::api().finalize();
-    rank_of_job = -1;
+  if (size_ == 1 || std::uncaught_exceptions() > 0) return;
+  try {
+    all_->barrier();  // MPI's own waiting knows no end
+  } catch (const Error&) {
+    return;  // the launcher sees a rank end that has not left, and ends the others
   }
+  all_.reset();
+  mpi::api().finalize();
+  rank_of_job = -1;
 }
 
 std::unique_ptr<ProcessGroup> World::split(int64_t color, const std::string& name,
                                            int64_t piece_bytes) const {
   if (size_ == 1) return std::make_unique<SelfGroup>();
-  const mpi::Api& api = mpi::api();
+  // Who comes with which color; and all are here: MPI's own waiting knows no end.
+  std::vector<int64_t> colors(static_cast<size_t>(size_)), members;
+  all_->all_gather(ConstTensor(&color, Dtype::i64, {1}),
+                   Tensor(colors.data(), Dtype::i64, {size_}));
+  for (int64_t r = 0; r < size_; ++r) {
+    if (colors[static_cast<size_t>(r)] == color) members.push_back(r);
+  }
   mpi::Comm comm = nullptr;
-  require(api.comm_split(api.world, static_cast<int>(color), static_cast<int>(rank_), &comm),
+  require(mpi::api().comm_split(mpi::api().world, static_cast<int>(color), static_cast<int>(rank_),
+                                &comm),
           "makes no group");
-  int size = 0;
-  require(api.comm_size(comm, &size), "gives no size");
-  // Until the members are known their numbers in the group stand for them.
-  std::vector<int64_t> ranks(static_cast<size_t>(size));
-  for (size_t r = 0; r < ranks.size(); ++r) ranks[r] = static_cast<int64_t>(r);
-  const Tensor members(ranks.data(), Dtype::i64, {size});
-  auto group = std::make_unique<MpiGroup>(comm, ranks, MpiGroup::Options{name, piece_bytes});
-  int64_t mine = rank_;
-  group->all_gather(ConstTensor(&mine, Dtype::i64, {1}), members);
-  group->set_world_ranks(ranks);
-  group->reset_traffic();
-  return group;
+  return std::make_unique<MpiGroup>(comm, members, MpiGroup::Options{name, piece_bytes});
 }
 
 void World::set_timeout(double seconds) const { MpiGroup::set_timeout(seconds); }

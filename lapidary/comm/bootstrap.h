@@ -18,7 +18,9 @@ class World {
   // Error when a launcher started several processes and MPI can't be opened: which library, how to
   // install it.
   World();
-  ~World();  // leaves MPI, unless an exception is on its way
+  // Leaves MPI when all ranks have come here (or the time is over), unless an exception is on its
+  // way. Groups end before their World.
+  ~World();
   World(const World&) = delete;
   World& operator=(const World&) = delete;
 
@@ -35,6 +37,7 @@ class World {
  private:
   int64_t rank_ = 0;
   int64_t size_ = 1;
+  std::unique_ptr<ProcessGroup> all_;  // null in a process alone
 };
 
 // For main(), which has no World: the rank of this process among several, -1 in a process alone;

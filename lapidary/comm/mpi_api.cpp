@@ -68,6 +68,7 @@ Api open() {
   library.find("MPI_Isend", out.isend);
   library.find("MPI_Irecv", out.irecv);
   library.find("MPI_Test", out.test);
+  library.find("MPI_Get_count", out.get_count);
   library.find("MPI_Error_string", out.error_string);
   library.find("ompi_mpi_comm_world", out.world);
   library.find("ompi_mpi_byte", out.byte);

@@ -9,6 +9,11 @@ using Comm = void*;
 using Request = void*;
 using Datatype = void*;
 
+// Room for the library's record of a message (24 bytes in Open MPI), which only it reads.
+struct alignas(8) Status {
+  char bytes[64];
+};
+
 inline constexpr int kSuccess = 0;
 inline constexpr int kThreadFunneled = 1;
 
@@ -23,7 +28,8 @@ struct Api {
   int (*comm_set_errhandler)(Comm, void*);
   int (*isend)(const void*, int count, Datatype, int to, int tag, Comm, Request*);
   int (*irecv)(void*, int count, Datatype, int from, int tag, Comm, Request*);
-  int (*test)(Request*, int* done, void* status);
+  int (*test)(Request*, int* done, Status*);
+  int (*get_count)(const Status*, Datatype, int* count);
   int (*error_string)(int, char*, int*);
   Comm world;
   Datatype byte;

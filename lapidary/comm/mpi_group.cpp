@@ -8,6 +8,7 @@
 #include <cstring>
 #include <ctime>
 #include <exception>
+#include <limits>
 
 #include "lapidary/core/error.h"
 
@@ -20,20 +21,23 @@ constexpr int kCollectiveTag = 1;
 constexpr int kMessageTag = 2;  // of send() and recv()
 std::atomic<double> timeout_seconds{600.0};
 
-void check(int code, const char* operation) {
-  if (code == mpi::kSuccess) return;
+std::string error_text(int code) {
   char text[256] = {};  // MPI_MAX_ERROR_STRING
   int length = 0;
   mpi::api().error_string(code, text, &length);
-  fail(operation, std::string("MPI: ") + text);
+  return std::string("MPI: ") + text;
+}
+
+void check(int code) {
+  if (code != mpi::kSuccess) fail("a group of ranks", error_text(code));
 }
 
 // Waiting ranks leave the cores to those that work: several may share one.
 class Patience {
  public:
-  explicit Patience(Clock::time_point start)
-      : deadline_(start + std::chrono::duration_cast<Clock::duration>(
-                              std::chrono::duration<double>(timeout_seconds.load()))) {}
+  Patience()
+      : deadline_(Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                     std::chrono::duration<double>(timeout_seconds.load()))) {}
   // false: the time is over.
   bool wait() {
     constexpr int kSpins = 50, kYields = 200;
@@ -52,9 +56,15 @@ class Patience {
   long turns_ = 0;
 };
 
-std::string text(double value) {
-  std::string out = std::to_string(value);
+std::string seconds(double value) {
+  const std::string out = std::to_string(value);
   return out.substr(0, out.find('.') + 2);
+}
+
+std::string named(const std::vector<int64_t>& ranks) {
+  std::string out = ranks.size() == 1 ? "rank " : "ranks ";
+  for (size_t i = 0; i < ranks.size(); ++i) out += (i == 0 ? "" : ", ") + std::to_string(ranks[i]);
+  return out;
 }
 
 template <class T>
@@ -84,24 +94,22 @@ char* at(void* data, int64_t bytes) { return static_cast<char*>(data) + bytes; }
 class MpiGroup::Exchange final : public Pending::Work {
  public:
   Exchange(const MpiGroup& group, const char* operation, int tag = kCollectiveTag)
-      : group_(group), operation_(operation), tag_(tag), start_(Clock::now()) {}
+      : group_(group), operation_(operation), tag_(tag) {}
 
   void send(const void* data, int64_t bytes, int64_t to) {
     pieces(bytes, [&](int64_t first, int count) {
-      mpi::Request request = nullptr;
+      Message& message = open_.emplace_back(Message{nullptr, to, kSent});
       check(mpi::api().isend(at(data, first), count, mpi::api().byte, static_cast<int>(to), tag_,
-                             group_.comm_, &request),
-            operation_);
-      open_.push_back({request, to});
+                             group_.comm_, &message.request),
+            to);
     });
   }
   void receive(void* data, int64_t bytes, int64_t from) {
     pieces(bytes, [&](int64_t first, int count) {
-      mpi::Request request = nullptr;
+      Message& message = open_.emplace_back(Message{nullptr, from, count});
       check(mpi::api().irecv(at(data, first), count, mpi::api().byte, static_cast<int>(from), tag_,
-                             group_.comm_, &request),
-            operation_);
-      open_.push_back({request, from});
+                             group_.comm_, &message.request),
+            from);
     });
   }
   // Others first that are next in turn, so that not all begin with the same one.
@@ -111,22 +119,21 @@ class MpiGroup::Exchange final : public Pending::Work {
   }
 
   void wait() override {
-    Patience patience(start_);
+    // Work between start and wait is not waiting.
+    Patience patience;
     while (true) {
-      std::erase_if(open_, [&](Message& message) {
-        int done = 0;
-        check(mpi::api().test(&message.request, &done, nullptr), operation_);
-        return done != 0;
-      });
+      std::erase_if(open_, [&](Message& message) { return arrived(message); });
       if (open_.empty()) return;
       if (!patience.wait()) give_up();
     }
   }
 
  private:
+  static constexpr int kSent = -1;
   struct Message {
     mpi::Request request;
     int64_t other;
+    int expected;  // bytes to receive, or kSent
   };
 
   template <class F>
@@ -140,35 +147,62 @@ class MpiGroup::Exchange final : public Pending::Work {
     } while (first < bytes);
   }
 
+  bool arrived(Message& message) const {
+    int done = 0, count = 0;
+    mpi::Status status{};
+    check(mpi::api().test(&message.request, &done, &status), message.other);
+    if (done == 0) return false;
+    if (message.expected == kSent) return true;
+    check(mpi::api().get_count(&status, mpi::api().byte, &count), message.other);
+    // MPI refuses messages that are too long, and takes those that are too short.
+    if (count != message.expected) {
+      fail(where(), named({world_rank(message.other)}) + " sent " + std::to_string(count) +
+                        " bytes where " + std::to_string(message.expected) + " were expected");
+    }
+    return true;
+  }
+
+  void check(int code, int64_t other) const {
+    if (code == mpi::kSuccess) return;
+    fail(where(), "with " + named({world_rank(other)}) + ": " + error_text(code));
+  }
+
+  int64_t world_rank(int64_t member) const {
+    return group_.world_ranks_[static_cast<size_t>(member)];
+  }
+  std::string where() const {
+    return std::string(operation_) + " over " + group_.options_.name + " (" +
+           named(group_.world_ranks_) + ")";
+  }
+
   [[noreturn]] void give_up() const {
     std::vector<int64_t> missing;
-    for (const Message& m : open_) {
-      missing.push_back(group_.world_ranks_[static_cast<size_t>(m.other)]);
-    }
+    for (const Message& m : open_) missing.push_back(world_rank(m.other));
     std::sort(missing.begin(), missing.end());
     missing.erase(std::unique(missing.begin(), missing.end()), missing.end());
-    std::string ranks;
-    for (const int64_t r : missing) ranks += (ranks.empty() ? "" : ", ") + std::to_string(r);
-    const int64_t me = group_.world_ranks_[static_cast<size_t>(group_.rank_)];
-    fail("rank " + std::to_string(me),
-         std::string(operation_) + " over " + group_.options_.name + " has waited " +
-             text(timeout_seconds.load()) + " s for rank " + ranks,
-         "that rank has died, hangs, or is slower than dist_env.timeout_minutes allows");
+    fail(where(),
+         named({world_rank(group_.rank_)}) + " has waited " + seconds(timeout_seconds.load()) +
+             " s for " + named(missing),
+         "what it waits for has died, hangs, waits itself, or is slower than "
+         "dist_env.timeout_minutes allows");
   }
 
   const MpiGroup& group_;
   const char* operation_;
   int tag_;
-  Clock::time_point start_;
   std::vector<Message> open_;
 };
 
 MpiGroup::MpiGroup(mpi::Comm comm, std::vector<int64_t> world_ranks, const Options& options)
     : comm_(comm), world_ranks_(std::move(world_ranks)), options_(options) {
+  if (options_.piece_bytes < 1 || options_.piece_bytes > std::numeric_limits<int>::max()) {
+    fail("a group of ranks", "pieces of " + std::to_string(options_.piece_bytes) + " bytes",
+         "use 1 to 2^31 - 1: counts of MPI are int");
+  }
   int rank = 0, size = 0;
-  check(mpi::api().comm_set_errhandler(comm_, mpi::api().errors_return), "MPI");
-  check(mpi::api().comm_rank(comm_, &rank), "MPI");
-  check(mpi::api().comm_size(comm_, &size), "MPI");
+  check(mpi::api().comm_set_errhandler(comm_, mpi::api().errors_return));
+  check(mpi::api().comm_rank(comm_, &rank));
+  check(mpi::api().comm_size(comm_, &size));
   rank_ = rank;
   size_ = size;
 }

@@ -11,12 +11,14 @@ namespace lapidary {
 // A group over an MPI communicator. All operations are exchanges of bytes between pairs of ranks
 // (sums are made here, in the order of the ranks); messages of any length travel in pieces. Ranks
 // start operations in the same order, and MPI keeps the order of messages between two ranks: that
-// is what tells several operations under way apart.
+// is what tells several operations under way apart. A message of another length than expected, and
+// a rank that does not come in time, are an Error; after one, messages may still be under way, and
+// the process can only end (end_job() of bootstrap.h).
 class MpiGroup final : public ProcessGroup {
  public:
   struct Options {
     std::string name;                        // for messages
-    int64_t piece_bytes = int64_t{1} << 30;  // of one MPI message, at most
+    int64_t piece_bytes = int64_t{1} << 30;  // of one MPI message, at most; below 2^31
   };
   // Takes the communicator over. world_ranks: of each rank of the group.
   MpiGroup(mpi::Comm comm, std::vector<int64_t> world_ranks, const Options& options);
@@ -25,8 +27,8 @@ class MpiGroup final : public ProcessGroup {
   int64_t rank() const override { return rank_; }
   int64_t size() const override { return size_; }
 
-  void set_world_ranks(const std::vector<int64_t>& ranks) { world_ranks_ = ranks; }
-  // For all groups of the process: how long one operation may wait for other ranks.
+  // For all groups of the process: how long one operation may wait for other ranks,
+  // from wait() on.
   static void set_timeout(double seconds);
 
  private:

@@ -1,5 +1,7 @@
 #include "lapidary/core/buffer.h"
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -11,6 +13,32 @@ namespace lapidary {
 namespace {
 
 constexpr int64_t kAlignment = 64;
+// From here on host memory comes straight from the kernel, zero page by zero page when it is
+// touched: a plan for the worst case costs only what is used of it.
+constexpr int64_t kMapped = 1 << 20;
+
+size_t rounded(int64_t bytes) {
+  return static_cast<size_t>((bytes + kAlignment - 1) / kAlignment * kAlignment);
+}
+
+// Zero-filled; null when there is none.
+void* allocate_host(int64_t bytes) {
+  if (bytes >= kMapped) {
+    void* data =
+        mmap(nullptr, rounded(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return data == MAP_FAILED ? nullptr : data;
+  }
+  void* data = std::aligned_alloc(static_cast<size_t>(kAlignment), rounded(bytes));
+  if (data != nullptr) std::memset(data, 0, rounded(bytes));
+  return data;
+}
+
+void release_host(void* data, int64_t bytes) {
+  if (data != nullptr && bytes >= kMapped)
+    munmap(data, rounded(bytes));
+  else
+    std::free(data);
+}
 
 }  // namespace
 
@@ -20,17 +48,13 @@ Buffer::Buffer(Backend backend, int64_t bytes) : backend_(backend), bytes_(bytes
     data_ = gpu::allocate(bytes);
     return;
   }
-  const int64_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  if (backend == Backend::pinned) {
-    data_ = gpu::allocate_pinned(rounded);
-  } else {
-    data_ = std::aligned_alloc(static_cast<size_t>(kAlignment), static_cast<size_t>(rounded));
-  }
+  data_ = backend == Backend::pinned ? gpu::allocate_pinned(static_cast<int64_t>(rounded(bytes)))
+                                     : allocate_host(bytes);
   if (data_ == nullptr) {
     fail("buffer", "no memory for " + std::to_string(bytes >> 20) + " MiB",
          "use a smaller batch, a smaller dtype, or recompute: block");
   }
-  std::memset(data_, 0, static_cast<size_t>(rounded));
+  if (backend == Backend::pinned) std::memset(data_, 0, rounded(bytes));
 }
 
 Buffer::~Buffer() {
@@ -39,7 +63,7 @@ Buffer::~Buffer() {
   else if (backend_ == Backend::pinned)
     gpu::release_pinned(data_);
   else
-    std::free(data_);
+    release_host(data_, bytes_);
 }
 
 Buffer::Buffer(Buffer&& other) noexcept

@@ -30,13 +30,6 @@ constexpr Interval dealt(int64_t n, int64_t parts, int64_t index) {
   return {begin, begin + each + (index < more ? 1 : 0)};
 }
 
-// The part that thing i of n is dealt to.
-constexpr int64_t dealt_to(int64_t n, int64_t parts, int64_t i) {
-  const int64_t each = n / parts, more = n % parts;
-  const int64_t larger = more * (each + 1);  // things in the parts that have one more
-  return i < larger ? i / (each + 1) : more + (i - larger) / each;
-}
-
 // Elements of each of `parts` equal chunks that hold n, a multiple of `align`; the last ones may
 // reach beyond n.
 constexpr int64_t chunk_size(int64_t n, int64_t parts, int64_t align = 1) {

@@ -1,12 +1,21 @@
 #include "lapidary/nn/moe.h"
 
-#include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "lapidary/ops/glu.h"
 #include "lapidary/ops/moe.h"
 
 namespace lapidary::nn {
+namespace {
+
+// What the profile shows of a journey is the time that nothing else covered.
+void wait(Context& ctx, Pending& pending) {
+  const ProfileScope profile(ctx.profiler, "ep_wait");
+  pending.wait();
+}
+
+}  // namespace
 
 Gemma4Gate::Gemma4Gate(const std::string& name, int64_t experts, int64_t hidden, double epsilon)
     : proj{.name = name + ".proj.weight", .shape = {experts, hidden}},
@@ -27,8 +36,7 @@ void Gemma4Gate::forward(Context& ctx, const ConstTensor& u, const Routing& rout
 }
 
 void Gemma4Gate::backward(Context& ctx, const ConstTensor& u, const Routing& routing,
-                          const ConstTensor& pair_row, const ConstTensor& drow_weight,
-                          const Tensor& du) const {
+                          const ConstTensor& drow_weight, const Tensor& du) const {
   ops::router_bwd(ctx, {.u = u,
                         .scale = scale.value,
                         .proj = proj.value,
@@ -36,7 +44,7 @@ void Gemma4Gate::backward(Context& ctx, const ConstTensor& u, const Routing& rou
                         .rstd = routing.rstd,
                         .indices = routing.indices,
                         .shares = routing.shares,
-                        .pair_row = pair_row,
+                        .pair_row = routing.weight_row,
                         .drow_weight = drow_weight,
                         .du = du,
                         .dscale = scale.grad,
@@ -144,155 +152,155 @@ void GroupedExperts::backward(Context& ctx, const ConstTensor& x, const ConstTen
 Gemma4MoE::Gemma4MoE(const std::string& layer, const Options& options)
     : gate(layer + ".router", options.experts, options.hidden, options.eps),
       experts(layer + ".experts", options.experts, options.hidden, options.intermediate),
-      top_k(options.top_k) {
-  if (options.ep != nullptr) ep = ExpertParallel(*options.ep, options.experts);
-}
+      parallel(options.ep, options.experts),
+      top_k(options.top_k) {}
 
-Routing Gemma4MoE::alloc_routing(Context& ctx, int64_t tokens, int64_t max_received,
-                                 Dtype dtype) const {
-  const int64_t n = distributed() ? ep.experts().size() : gate.proj.shape[0];
-  const int64_t rows =
-      ops::max_sorted_rows(max_received, std::min(top_k, n), n, ops::row_alignment(ctx));
+Routing Gemma4MoE::alloc_routing(Context& ctx, int64_t tokens, Dtype dtype) const {
+  const int64_t n = parallel.experts().size();
   const Dtype acc = accumulate_dtype(dtype);
   Arena& arena = ctx.activations;
-  Routing routing{.rstd = arena.alloc(acc, {tokens}),
-                  .indices = arena.alloc(Dtype::i32, {tokens, top_k}),
-                  .shares = arena.alloc(acc, {tokens, top_k}),
-                  .weights = arena.alloc(acc, {tokens, top_k}),
-                  .counts = arena.alloc(Dtype::i32, {n}),
-                  .offsets = arena.alloc(Dtype::i32, {n + 1}),
-                  .row_token = arena.alloc(Dtype::i32, {rows}),
-                  .row_weight = arena.alloc(acc, {rows}),
-                  .pair_row = arena.alloc(Dtype::i32, {max_received, top_k}),
-                  .route = {}};
-  if (distributed()) routing.route = ep.alloc(ctx, tokens, max_received, top_k, acc);
-  return routing;
+  Routing r{.rstd = arena.alloc(acc, {tokens}),
+            .indices = arena.alloc(Dtype::i32, {tokens, top_k}),
+            .shares = arena.alloc(acc, {tokens, top_k}),
+            .weights = arena.alloc(acc, {tokens, top_k}),
+            .counts = arena.alloc(Dtype::i32, {n}),
+            .offsets = arena.alloc(Dtype::i32, {n + 1})};
+  int64_t seen = tokens;
+  if (parallel.active()) {
+    r.plan = parallel.alloc(ctx, tokens, top_k, acc);
+    r.weight_row = arena.alloc(Dtype::i32, {tokens, top_k});
+    seen = r.plan.received();
+  }
+  const int64_t rows =
+      ops::max_sorted_rows(seen, parallel.top_k_here(top_k), n, ops::row_alignment(ctx));
+  r.row_token = arena.alloc(Dtype::i32, {rows});
+  r.row_weight = arena.alloc(acc, {rows});
+  r.pair_row = arena.alloc(Dtype::i32, {seen, top_k});
+  if (!parallel.active()) r.weight_row = r.pair_row;
+  return r;
+}
+
+void Gemma4MoE::decide(Context& ctx, const ForwardArgs& args, Routing& routing) const {
+  gate.forward(ctx, args.u, routing);
+  if (parallel.active()) {
+    parallel.plan(
+        ctx,
+        {.indices = routing.indices, .weights = routing.weights, .token_valid = args.token_valid},
+        routing.plan);
+    const int64_t rows =
+        routing.plan.pairs + parallel.experts().size() * (ops::row_alignment(ctx) - 1);
+    routing.row_token = routing.row_token.slice(0, 0, rows);
+    routing.row_weight = routing.row_weight.slice(0, 0, rows);
+    routing.pair_row = routing.pair_row.slice(0, 0, routing.plan.received());
+    if (ctx.backend != Backend::meta) {  // return_weights() puts the gradients in pair order
+      int32_t* at = routing.weight_row.as<int32_t>();
+      std::iota(at, at + routing.weight_row.numel(), 0);
+    }
+  }
+  sort(ctx, args, routing);
+  routing.decided = true;
+}
+
+void Gemma4MoE::sort(Context& ctx, const ForwardArgs& args, Routing& routing) const {
+  const bool travelled = parallel.active();
+  const Interval here = parallel.experts();
+  ops::moe_sort(ctx, {.indices = travelled ? routing.plan.ids : routing.indices,
+                      .weights = travelled ? routing.plan.weights : routing.weights,
+                      .token_valid = travelled ? ConstTensor() : args.token_valid,
+                      .align = ops::row_alignment(ctx),
+                      .counts = routing.counts,
+                      .offsets = routing.offsets,
+                      .row_token = routing.row_token,
+                      .row_weight = routing.row_weight,
+                      .pair_row = routing.pair_row,
+                      .loads = args.loads.defined() ? args.loads.slice(0, here.begin, here.size())
+                                                    : Tensor()});
 }
 
 // ---- forward -----------------------------------------------------------------------------------
 
-void Gemma4MoE::sort(Context& ctx, const ForwardArgs& args, Routing& routing) const {
-  ops::MoeSortArgs sort{.indices = routing.indices,
-                        .weights = routing.weights,
-                        .token_valid = args.token_valid,
-                        .align = ops::row_alignment(ctx),
-                        .counts = routing.counts,
-                        .offsets = routing.offsets,
-                        .row_token = routing.row_token,
-                        .row_weight = routing.row_weight,
-                        .pair_row = routing.pair_row,
-                        .loads = args.loads};
-  if (distributed()) {
-    ep.plan(ctx, {routing.indices, routing.weights, args.token_valid}, routing.route);
-    const int64_t received = routing.route.received, n = ep.experts().size();
-    const int64_t rows = ops::max_sorted_rows(received, std::min(top_k, n), n, sort.align);
-    routing.pair_row = routing.pair_row.slice(0, 0, received);
-    routing.row_token = routing.row_token.slice(0, 0, rows);
-    routing.row_weight = routing.row_weight.slice(0, 0, rows);
-    sort.indices = routing.route.indices;
-    sort.weights = routing.route.weights;
-    sort.token_valid = {};  // padding did not travel
-    sort.row_token = routing.row_token;
-    sort.row_weight = routing.row_weight;
-    sort.pair_row = routing.pair_row;
-    if (args.loads.defined()) sort.loads = args.loads.slice(0, ep.experts().begin, n);
-  }
-  ops::moe_sort(ctx, sort);
-}
-
-void Gemma4MoE::begin_forward(Context& ctx, const ForwardArgs& args, Routing& routing, Saved& saved,
-                              Travel& travel) const {
-  if (!routing.decided) {
-    gate.forward(ctx, args.u, routing);
-    sort(ctx, args, routing);
-    routing.decided = true;
-  }
-  if (!distributed()) return;
-  const ExpertRoute& route = routing.route;
-  saved.received = ctx.activations.alloc(args.x.dtype(), {route.received, args.x.dim(1)});
-  travel.sent = ctx.scratch.alloc(args.x.dtype(), {route.sent, args.x.dim(1)});
-  travel.pending = ep.dispatch(ctx, route, args.x, travel.sent, saved.received);
+Gemma4MoE::Journey Gemma4MoE::begin_forward(Context& ctx, const ForwardArgs& args, Routing& routing,
+                                            Saved& saved) const {
+  if (!routing.decided) decide(ctx, args, routing);
+  Journey journey;
+  if (!parallel.active()) return journey;
+  const int64_t hidden = args.x.dim(1);
+  saved.x = ctx.activations.alloc(args.x.dtype(), {routing.plan.received(), hidden});
+  journey.rows = saved.x;
+  journey.sent = ctx.scratch.alloc(args.x.dtype(), {routing.plan.sent(), hidden});
+  journey.pending = parallel.start_dispatch(ctx, routing.plan, args.x, journey.sent, journey.rows);
+  return journey;
 }
 
 void Gemma4MoE::finish_forward(Context& ctx, Recompute policy, const ForwardArgs& args,
-                               const Routing& routing, Saved& saved, Travel& travel) const {
-  if (!distributed()) return experts.forward(ctx, policy, args.x, routing, args.y, saved.experts);
-  travel.pending.wait();
+                               const Routing& routing, Journey journey, Saved& saved) const {
+  if (!parallel.active()) {
+    experts.forward(ctx, policy, args.x, routing, args.y, saved.experts);
+    return;
+  }
+  wait(ctx, journey.pending);
   const ArenaScope scope(ctx.scratch);
-  const Tensor y = ctx.scratch.alloc(args.x.dtype(), saved.received.shape());
-  experts.forward(ctx, policy, saved.received, routing, y, saved.experts);
-  ep.combine(ctx, routing.route, y, args.y);
+  const Tensor y = ctx.scratch.alloc(journey.rows.dtype(), journey.rows.shape());
+  experts.forward(ctx, policy, journey.rows, routing, y, saved.experts);
+  parallel.combine(ctx, routing.plan, y, journey.sent, args.y);
 }
 
 void Gemma4MoE::forward(Context& ctx, Recompute policy, const ForwardArgs& args, Routing& routing,
                         Saved& saved) const {
   const ArenaScope scope(ctx.scratch);
-  Travel travel;
-  begin_forward(ctx, args, routing, saved, travel);
-  finish_forward(ctx, policy, args, routing, saved, travel);
+  Journey journey = begin_forward(ctx, args, routing, saved);
+  finish_forward(ctx, policy, args, routing, std::move(journey), saved);
 }
 
 // ---- backward ----------------------------------------------------------------------------------
 
-void Gemma4MoE::begin_backward(Context& ctx, const BackwardArgs& args, const Routing& routing,
-                               Travel& travel) const {
-  if (!distributed()) return;
-  const ExpertRoute& route = routing.route;
-  travel.sent = ctx.scratch.alloc(args.dy.dtype(), {route.sent, args.dy.dim(1)});
-  travel.arrived = ctx.scratch.alloc(args.dy.dtype(), {route.received, args.dy.dim(1)});
-  travel.pending = ep.dispatch(ctx, route, args.dy, travel.sent, travel.arrived);
+Gemma4MoE::Journey Gemma4MoE::begin_backward(Context& ctx, const ConstTensor& dy,
+                                             const Routing& routing) const {
+  Journey journey;
+  if (!parallel.active()) return journey;
+  journey.rows = ctx.scratch.alloc(dy.dtype(), {routing.plan.received(), dy.dim(1)});
+  journey.sent = ctx.scratch.alloc(dy.dtype(), {routing.plan.sent(), dy.dim(1)});
+  journey.pending = parallel.start_dispatch(ctx, routing.plan, dy, journey.sent, journey.rows);
+  return journey;
+}
+
+void Gemma4MoE::return_weights(Context& ctx, const Routing& routing, const ConstTensor& drow_weight,
+                               const Tensor& dweights) const {
+  const ArenaScope scope(ctx.scratch);
+  const int64_t pairs = routing.pair_row.numel();
+  const Tensor all = ctx.scratch.alloc(Dtype::i32, {1});
+  const Tensor received = ctx.scratch.alloc(drow_weight.dtype(), {pairs, 1});
+  const Tensor sent = ctx.scratch.alloc(drow_weight.dtype(), {routing.plan.sent(), top_k});
+  if (ctx.backend != Backend::meta) *all.as<int32_t>() = static_cast<int32_t>(pairs);
+  ops::moe_gather(ctx, {.x = drow_weight.view({drow_weight.dim(0), 1}),
+                        .row_token = routing.pair_row.view({pairs}),
+                        .offsets = all,
+                        .out = received});
+  parallel.combine(ctx, routing.plan, received.view(routing.pair_row.shape()), sent, dweights);
 }
 
 void Gemma4MoE::finish_backward(Context& ctx, const BackwardArgs& args, const Routing& routing,
-                                const Saved& saved, Travel& travel) const {
-  travel.pending.wait();
+                                Journey journey, const Saved& saved) const {
   const ArenaScope scope(ctx.scratch);
-  if (distributed())
-    backward_travelled(ctx, args, routing, saved, travel);
-  else
-    backward_here(ctx, args, routing, saved);
-}
-
-void Gemma4MoE::backward_here(Context& ctx, const BackwardArgs& args, const Routing& routing,
-                              const Saved& saved) const {
-  const Tensor drow_weight =
-      ctx.scratch.alloc(routing.row_weight.dtype(), routing.row_weight.shape());
-  experts.backward(ctx, args.x, args.dy, routing, args.dx, drow_weight, saved.experts);
-  gate.backward(ctx, args.u, routing, routing.pair_row, drow_weight, args.du);
-}
-
-void Gemma4MoE::backward_travelled(Context& ctx, const BackwardArgs& args, const Routing& routing,
-                                   const Saved& saved, const Travel& travel) const {
   const Dtype acc = routing.row_weight.dtype();
-  const int64_t tokens = args.dx.dim(0), received = routing.route.received;
   const Tensor drow_weight = ctx.scratch.alloc(acc, routing.row_weight.shape());
-  const Tensor dx = ctx.scratch.alloc(args.dx.dtype(), saved.received.shape());
-  experts.backward(ctx, saved.received, travel.arrived, routing, dx, drow_weight, saved.experts);
-  ep.combine(ctx, routing.route, dx, args.dx);
-
-  // The gradients of the weights, from the layout of the experts to that of the tokens.
-  const Tensor here = ctx.scratch.alloc(acc, {received, top_k});
-  const Tensor dweights = ctx.scratch.alloc(acc, {tokens, top_k});
-  const Tensor pairs = ctx.scratch.alloc(Dtype::i32, {tokens, top_k});
-  const Tensor end = ctx.scratch.alloc(Dtype::i32, {1});
-  if (ctx.backend != Backend::meta) {
-    end.as<int32_t>()[0] = static_cast<int32_t>(received * top_k);
-    std::iota(pairs.as<int32_t>(), pairs.as<int32_t>() + pairs.numel(), 0);
+  if (!parallel.active()) {
+    experts.backward(ctx, args.x, args.dy, routing, args.dx, drow_weight, saved.experts);
+    gate.backward(ctx, args.u, routing, drow_weight, args.du);
+    return;
   }
-  ops::moe_gather(ctx, {.x = drow_weight.view({drow_weight.numel(), 1}),
-                        .row_token = routing.pair_row.view({received * top_k}),
-                        .offsets = end,
-                        .out = here.view({received * top_k, 1})});
-  ep.combine(ctx, routing.route, here, dweights);
-  gate.backward(ctx, args.u, routing, pairs, dweights.view({dweights.numel()}), args.du);
+  wait(ctx, journey.pending);
+  const Tensor dweights = ctx.scratch.alloc(acc, routing.weights.shape());
+  experts.backward(ctx, saved.x, journey.rows, routing, journey.rows, drow_weight, saved.experts);
+  return_weights(ctx, routing, drow_weight, dweights);
+  parallel.combine(ctx, routing.plan, journey.rows, journey.sent, args.dx);
+  gate.backward(ctx, args.u, routing, dweights.view({dweights.numel()}), args.du);
 }
 
 void Gemma4MoE::backward(Context& ctx, const BackwardArgs& args, const Routing& routing,
                          const Saved& saved) const {
   const ArenaScope scope(ctx.scratch);
-  Travel travel;
-  begin_backward(ctx, args, routing, travel);
-  finish_backward(ctx, args, routing, saved, travel);
+  finish_backward(ctx, args, routing, begin_backward(ctx, args.dy, routing), saved);
 }
 
 }  // namespace lapidary::nn

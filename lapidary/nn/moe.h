@@ -8,17 +8,18 @@
 namespace lapidary::nn {
 
 // Which expert each token goes to, and where its rows lie in the expert-sorted layout. Owned by the
-// caller and kept under every recompute policy: a layer that runs again never routes again. With
-// expert parallelism the layout is that of the T' tokens that came to this rank and its E' experts;
-// else T' = T and E' = E.
+// caller and kept under every recompute policy: a layer that runs again never routes again.
+// T tokens of this rank; T' tokens that its experts see, those of all ranks that chose one of them
+// (T' = T on one rank); E' experts of this rank.
 struct Routing {
-  Tensor rstd;                   // [T]
-  Tensor indices;                // [T, K] i32
-  Tensor shares, weights;        // [T, K]
-  Tensor counts, offsets;        // [E'], [E' + 1] i32
-  Tensor row_token, row_weight;  // [R]
-  Tensor pair_row;               // [T', K] i32
-  ExpertRoute route;             // with expert parallelism
+  Tensor rstd;                             // [T]
+  Tensor indices;                          // [T, K] i32
+  Tensor shares, weights;                  // [T, K]
+  Tensor counts, offsets;                  // [E'], [E' + 1] i32
+  Tensor row_token = {}, row_weight = {};  // [R]
+  Tensor pair_row = {};                    // [T', K] i32
+  Tensor weight_row = {};          // [T, K] i32: where a pair's gradient of its weight is found
+  ExpertParallel::Plan plan = {};  // on several ranks
   bool decided = false;
 };
 
@@ -33,11 +34,10 @@ struct Gemma4Gate {
   Gemma4Gate(const std::string& name, int64_t experts, int64_t hidden, double epsilon);
   // u [T, H]
   void forward(Context& ctx, const ConstTensor& u, const Routing& routing) const;
-  // pair_row [T, K]: where in drow_weight [R] the gradient of each weight is. du [T, H] is added
+  // drow_weight: gradients of the weights, in the places of routing.weight_row. du [T, H] is added
   // to.
   void backward(Context& ctx, const ConstTensor& u, const Routing& routing,
-                const ConstTensor& pair_row, const ConstTensor& drow_weight,
-                const Tensor& du) const;
+                const ConstTensor& drow_weight, const Tensor& du) const;
   template <class F>
   void visit(F&& f) {
     f(proj);
@@ -46,7 +46,8 @@ struct Gemma4Gate {
   }
 };
 
-// E gated MLPs, one product per expert over the tokens that chose it.
+// E gated MLPs, one product per expert over the tokens that chose it. Values and gradients of the
+// parameters hold the E' experts of this rank.
 struct GroupedExperts {
   Parameter gate_up_proj;  // [E, 2 I, H], gate rows first
   Parameter down_proj;     // [E, H, I]
@@ -58,10 +59,10 @@ struct GroupedExperts {
     Tensor gate_up;  // [R, 2 I]
     Tensor h;        // [R, I], routing weight included; undefined under `light`
   };
-  // x, y [T, H]
+  // x, y [T', H]
   void forward(Context& ctx, Recompute policy, const ConstTensor& x, const Routing& routing,
                const Tensor& y, Saved& saved) const;
-  // dx [T, H] and drow_weight [R] are written. Consumes saved.gate_up.
+  // dx [T', H] and drow_weight [R] are written; dx may be dy. Consumes saved.gate_up.
   void backward(Context& ctx, const ConstTensor& x, const ConstTensor& dy, const Routing& routing,
                 const Tensor& dx, const Tensor& drow_weight, const Saved& saved) const;
   template <class F>
@@ -71,38 +72,40 @@ struct GroupedExperts {
   }
 };
 
-// Router and experts together: y = sum_k weight_k expert_k(x), routed by u. With expert parallelism
-// the experts' weights are those of this rank, and tokens travel; then forward and backward may be
-// begun, other work done, and finished.
+// Router and experts together: y = sum_k weight_k expert_k(x), routed by u. The experts may be
+// dealt to several ranks, see parallel/ep.h: then rows of x travel there and sums over the experts
+// of a rank travel back, and gradients the same ways. What lies between begin and finish of a pass
+// overlaps the first journey. On one rank begin does little, finish the rest.
 struct Gemma4MoE {
   Gemma4Gate gate;
   GroupedExperts experts;
+  ExpertParallel parallel;
   int64_t top_k = 0;
-  ExpertParallel ep;
 
   Gemma4MoE() = default;
   struct Options {
     int64_t hidden, experts, top_k, intermediate;
     double eps;
-    ProcessGroup* ep = nullptr;  // ranks that share out the experts; null: this one has all
+    ProcessGroup* ep = nullptr;  // ranks that share out the experts; null: one
   };
   // Parameters are named <layer>.router.* and <layer>.experts.*
   Gemma4MoE(const std::string& layer, const Options& options);
 
   bool defined() const { return top_k > 0; }
-  bool distributed() const { return ep.distributed(); }
-  // Memory for the routing of `tokens` tokens, from the activation arena. max_received: of
-  // ExpertParallel::max_received(), or the same as tokens.
-  Routing alloc_routing(Context& ctx, int64_t tokens, int64_t max_received, Dtype dtype) const;
+  // Memory for the routing of `tokens` tokens, from the activation arena. Ranks that share out the
+  // experts call this, forward and backward together, also without tokens.
+  Routing alloc_routing(Context& ctx, int64_t tokens, Dtype dtype) const;
 
   struct Saved {
+    Tensor x;  // [T', H] received rows; undefined on one rank. `light` keeps them too: moving them
+               // again would take longer than they are worth.
     GroupedExperts::Saved experts;
-    Tensor received;  // [T', H], with expert parallelism: the tokens that came
   };
-  // What is under way between begin and finish. Its tensors lie in ctx.scratch, in the scope of
-  // whoever calls both.
-  struct Travel {
-    Tensor sent, arrived;  // [S, H], [T', H]
+  // Rows on their way between begin and finish. Their memory is ctx.scratch: the caller's scope
+  // encloses both.
+  struct Journey {
+    Tensor sent;  // [rows sent, H]
+    Tensor rows;  // [T', H] what arrives
     Pending pending;
   };
 
@@ -110,26 +113,25 @@ struct Gemma4MoE {
     ConstTensor u;                 // [T, H] raw residual, read by the router
     ConstTensor x;                 // [T, H] normed, read by the experts
     ConstTensor token_valid = {};  // [T] u8: tokens with 0 are not dispatched and get y = 0
-    Tensor loads = {};             // [E] i64: += tokens per expert of this rank; may be undefined
-    Tensor y;                      // [T, H]
+    Tensor loads = {};  // [E] i64: += tokens per expert of this rank, from all ranks; or undefined
+    Tensor y;           // [T, H]
   };
-  void begin_forward(Context& ctx, const ForwardArgs& args, Routing& routing, Saved& saved,
-                     Travel& travel) const;
+  [[nodiscard]] Journey begin_forward(Context& ctx, const ForwardArgs& args, Routing& routing,
+                                      Saved& saved) const;
   void finish_forward(Context& ctx, Recompute policy, const ForwardArgs& args,
-                      const Routing& routing, Saved& saved, Travel& travel) const;
-  // Both, one after the other.
+                      const Routing& routing, Journey journey, Saved& saved) const;
   void forward(Context& ctx, Recompute policy, const ForwardArgs& args, Routing& routing,
                Saved& saved) const;
 
   struct BackwardArgs {
-    ConstTensor u, x, dy;  // x is not read with expert parallelism
-    Tensor dx;             // [T, H] written: gradient of x
-    Tensor du;             // [T, H] added to: gradient of u
+    ConstTensor u, x, dy;
+    Tensor dx;  // [T, H] written: gradient of x
+    Tensor du;  // [T, H] added to: gradient of u
   };
-  void begin_backward(Context& ctx, const BackwardArgs& args, const Routing& routing,
-                      Travel& travel) const;
+  [[nodiscard]] Journey begin_backward(Context& ctx, const ConstTensor& dy,
+                                       const Routing& routing) const;
   void finish_backward(Context& ctx, const BackwardArgs& args, const Routing& routing,
-                       const Saved& saved, Travel& travel) const;
+                       Journey journey, const Saved& saved) const;
   void backward(Context& ctx, const BackwardArgs& args, const Routing& routing,
                 const Saved& saved) const;
 
@@ -141,11 +143,11 @@ struct Gemma4MoE {
   }
 
  private:
+  void decide(Context& ctx, const ForwardArgs& args, Routing& routing) const;
   void sort(Context& ctx, const ForwardArgs& args, Routing& routing) const;
-  void backward_here(Context& ctx, const BackwardArgs& args, const Routing& routing,
-                     const Saved& saved) const;
-  void backward_travelled(Context& ctx, const BackwardArgs& args, const Routing& routing,
-                          const Saved& saved, const Travel& travel) const;
+  // [T, K]: gradients of this rank's routing weights out of those of the rows, [R].
+  void return_weights(Context& ctx, const Routing& routing, const ConstTensor& drow_weight,
+                      const Tensor& dweights) const;
 };
 
 }  // namespace lapidary::nn

@@ -55,13 +55,13 @@ inline int64_t max_sorted_rows(int64_t tokens, int64_t top_k, int64_t experts, i
 int64_t row_alignment(const Context& ctx);  // the backend's favourite
 
 // Sorts (token, slot) pairs by expert.
-//   indices [T, K] i32, distinct for a token, or -1: no pair   weights [T, K]   token_valid [T] u8
-//   (0: no pair is made; undefined: all)
+//   indices [T, K] i32 (-1: no pair for this slot)   weights [T, K]
+//   token_valid [T] u8 (0: no pair is made; undefined: all)
 //   counts [E] i32, offsets [E + 1] i32 (segment starts; the last, a multiple of align
 //   too, is the number of rows in use)
 //   row_token [R] i32 (-1 in gaps and beyond)  row_weight [R] (0 there)  pair_row [T, K] i32 (-1:
-//   none) R >= max_sorted_rows of min(K, E) choices. loads [E] i64, if defined: += counts, for
-//   reports.
+//   none)   R: max_sorted_rows is always enough; on the host fewer will do where there are fewer
+//   pairs, and Error where they don't.   loads [E] i64, if defined: += counts, for reports.
 struct MoeSortArgs {
   ConstTensor indices;
   ConstTensor weights;

@@ -1,7 +1,9 @@
 #include "lapidary/parallel/ep.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <string>
 
 #include "lapidary/core/error.h"
 #include "lapidary/ops/moe.h"
@@ -9,130 +11,173 @@
 namespace lapidary {
 namespace {
 
-bool meta(const Context& ctx) { return ctx.backend == Backend::meta; }
+std::span<const int64_t> counts(const Tensor& t) {
+  return {t.as<int64_t>(), static_cast<size_t>(t.dim(0))};
+}
 
-Tensor first_rows(const Tensor& t, int64_t rows) { return t.slice(0, 0, rows); }
+int64_t sum(const Tensor& t) {
+  int64_t total = 0;
+  for (const int64_t n : counts(t)) total += n;
+  return total;
+}
+
+template <class T>
+T* row(const Tensor& t, int64_t i) {
+  return t.as<T>() + i * t.stride(0);
+}
+
+template <class T>
+const T* row(const ConstTensor& t, int64_t i) {
+  return t.as<T>() + i * t.stride(0);
+}
 
 }  // namespace
 
-int64_t ExpertParallel::max_received(Context& ctx, int64_t tokens) const {
-  if (meta(ctx)) return group_->size() * tokens;
-  int64_t sum = tokens;
-  group_->all_reduce(std::span<int64_t>(&sum, 1));
-  return sum;
+ExpertParallel::ExpertParallel(ProcessGroup* group, int64_t experts)
+    : group_(group != nullptr && group->size() > 1 ? group : nullptr), total_(experts) {
+  if (group_ != nullptr && group_->size() > experts) {
+    fail("expert parallelism",
+         std::to_string(group_->size()) + " ranks for " + std::to_string(experts) + " experts",
+         "use an ep_size of at most the number of experts");
+  }
+  experts_ = active() ? dealt(experts, group_->size(), group_->rank()) : Interval{0, experts};
 }
 
-ExpertRoute ExpertParallel::alloc(Context& ctx, int64_t tokens, int64_t max_received, int64_t top_k,
-                                  Dtype weights) const {
-  if (!on_host(ctx.target)) fail("ep", "expert parallelism on a GPU is not in this version");
+int64_t ExpertParallel::top_k_here(int64_t top_k) const { return std::min(top_k, experts_.size()); }
+
+ExpertParallel::Plan ExpertParallel::alloc(Context& ctx, int64_t tokens, int64_t top_k,
+                                           Dtype weights) const {
+  if (ctx.target == Backend::cuda) {
+    fail("expert parallelism", "expert parallelism on a GPU is not in this version",
+         "use ep_size: 1 or the cpu backend");
+  }
   const int64_t ranks = group_->size();
-  const int64_t most_sent = tokens * std::min(ranks, top_k);
+  std::array<int64_t, 1> all{tokens * (ctx.backend == Backend::meta ? ranks : 1)};
+  if (ctx.backend != Backend::meta) group_->all_reduce(all);
   Arena& arena = ctx.activations;
-  ExpertRoute route;
-  route.sent = most_sent;
-  route.received = max_received;
-  route.send_rows.assign(static_cast<size_t>(ranks), 0);
-  route.recv_rows.assign(static_cast<size_t>(ranks), 0);
-  route.sent_token = arena.alloc(Dtype::i32, {most_sent});
-  route.sent_end = arena.alloc(Dtype::i32, {1});
-  route.token_row = arena.alloc(Dtype::i32, {tokens, ranks});
-  route.indices = arena.alloc(Dtype::i32, {max_received, top_k});
-  route.weights = arena.alloc(weights, {max_received, top_k});
-  return route;
+  return {.send_rows = arena.alloc(Dtype::i64, {ranks}),
+          .recv_rows = arena.alloc(Dtype::i64, {ranks}),
+          .token_row = arena.alloc(Dtype::i32, {tokens, ranks}),
+          .row_token = arena.alloc(Dtype::i32, {tokens * std::min(ranks, top_k)}),
+          .row_count = arena.alloc(Dtype::i32, {1}),
+          .ids = arena.alloc(Dtype::i32, {all[0], top_k}),
+          .weights = arena.alloc(weights, {all[0], top_k}),
+          .pairs = all[0] * top_k_here(top_k)};
 }
 
-// Rows by rank, tokens ascending for each.
-void ExpertParallel::choose_rows(const Choice& choice, ExpertRoute& route) const {
-  const int64_t ranks = group_->size();
+// Rows are numbered rank by rank, tokens ascending within one.
+void ExpertParallel::route(const Choice& choice, Plan& plan) const {
   const int64_t tokens = choice.indices.dim(0), top_k = choice.indices.dim(1);
-  int32_t* rows = route.token_row.as<int32_t>();
-  std::fill_n(rows, tokens * ranks, -1);
-  std::fill(route.send_rows.begin(), route.send_rows.end(), 0);
+  const int64_t ranks = group_->size();
   const uint8_t* valid = choice.token_valid.defined() ? choice.token_valid.as<uint8_t>() : nullptr;
+  int64_t* send = plan.send_rows.as<int64_t>();
+  std::fill_n(send, ranks, 0);
   for (int64_t t = 0; t < tokens; ++t) {
+    const int32_t* chosen = row<int32_t>(choice.indices, t);
+    int32_t* rows = row<int32_t>(plan.token_row, t);
+    std::fill_n(rows, ranks, -1);
     if (valid != nullptr && valid[t] == 0) continue;
     for (int64_t k = 0; k < top_k; ++k) {
-      const int64_t expert = choice.indices.as<int32_t>()[t * top_k + k];
-      const int64_t to = dealt_to(experts_, ranks, expert);
-      if (rows[t * ranks + to] < 0) rows[t * ranks + to] = 0;  // numbered below
-    }
-  }
-  int32_t next = 0;
-  for (int64_t to = 0; to < ranks; ++to) {
-    for (int64_t t = 0; t < tokens; ++t) {
-      int32_t& row = rows[t * ranks + to];
-      if (row < 0) continue;
-      route.sent_token.as<int32_t>()[next] = static_cast<int32_t>(t);
-      ++route.send_rows[static_cast<size_t>(to)];
-      row = next++;
-    }
-  }
-  route.sent = next;
-  route.sent_end.as<int32_t>()[0] = next;
-}
-
-// Ids and weights go with the tokens; an id that means nothing to the rank it goes to is -1.
-void ExpertParallel::exchange_choices(Context& ctx, const Choice& choice,
-                                      ExpertRoute& route) const {
-  const ArenaScope scope(ctx.scratch);
-  const int64_t ranks = group_->size(), top_k = choice.indices.dim(1);
-  const Dtype dtype = choice.weights.dtype();
-  const auto width = static_cast<size_t>(top_k * size_of(dtype));
-  const Tensor ids = ctx.scratch.alloc(Dtype::i32, {route.sent, top_k});
-  const Tensor weights = ctx.scratch.alloc(dtype, {route.sent, top_k});
-  if (meta(ctx)) return;
-  int64_t row = 0;
-  for (int64_t to = 0; to < ranks; ++to) {
-    const Interval there = dealt(experts_, ranks, to);
-    for (int64_t i = 0; i < route.send_rows[static_cast<size_t>(to)]; ++i, ++row) {
-      const int64_t t = route.sent_token.as<int32_t>()[row];
-      for (int64_t k = 0; k < top_k; ++k) {
-        const int64_t expert = choice.indices.as<int32_t>()[t * top_k + k];
-        const bool here = expert >= there.begin && expert < there.end;
-        ids.as<int32_t>()[row * top_k + k] = here ? static_cast<int32_t>(expert - there.begin) : -1;
+      if (chosen[k] < 0 || chosen[k] >= total_) {
+        fail("expert parallelism", "expert " + std::to_string(chosen[k]) + " of token " +
+                                       std::to_string(t) + " is not one of " +
+                                       std::to_string(total_));
       }
-      std::memcpy(static_cast<char*>(weights.data()) + static_cast<size_t>(row) * width,
-                  static_cast<const char*>(choice.weights.data()) + static_cast<size_t>(t) * width,
-                  width);
+      const int64_t r = dealt_to(total_, ranks, chosen[k]);
+      if (rows[r] < 0) rows[r] = static_cast<int32_t>(send[r]++);
     }
   }
-  const auto move = [&](const Tensor& from, const Tensor& to) {
-    group_->all_to_all_v(from, route.send_rows, first_rows(to, route.received), route.recv_rows);
-  };
-  move(ids, route.indices);
-  move(weights, route.weights);
-}
-
-void ExpertParallel::plan(Context& ctx, const Choice& choice, ExpertRoute& route) const {
-  if (!meta(ctx)) {
-    choose_rows(choice, route);
-    const std::vector<int64_t> one(route.send_rows.size(), 1);
-    const Shape shape{group_->size()};
-    group_->all_to_all_v(ConstTensor(route.send_rows.data(), Dtype::i64, shape), one,
-                         Tensor(route.recv_rows.data(), Dtype::i64, shape), one);
-    route.received = 0;
-    for (const int64_t rows : route.recv_rows) route.received += rows;
+  plan.row_token = plan.row_token.slice(0, 0, sum(plan.send_rows));
+  *plan.row_count.as<int32_t>() = static_cast<int32_t>(plan.sent());
+  int32_t* row_token = plan.row_token.as<int32_t>();
+  int32_t first = 0;
+  for (int64_t r = 0; r < ranks; ++r) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      int32_t& at = row<int32_t>(plan.token_row, t)[r];
+      if (at < 0) continue;
+      at += first;
+      row_token[at] = static_cast<int32_t>(t);
+    }
+    first += static_cast<int32_t>(send[r]);
   }
-  exchange_choices(ctx, choice, route);
-  route.sent_token = first_rows(route.sent_token, route.sent);
-  route.indices = first_rows(route.indices, route.received);
-  route.weights = first_rows(route.weights, route.received);
 }
 
-Pending ExpertParallel::dispatch(Context& ctx, const ExpertRoute& route, const ConstTensor& x,
-                                 const Tensor& sent, const Tensor& rows) const {
-  ops::moe_gather(ctx,
-                  {.x = x, .row_token = route.sent_token, .offsets = route.sent_end, .out = sent});
-  if (meta(ctx)) return {};
-  return group_->start_all_to_all_v(sent, route.send_rows, rows, route.recv_rows);
-}
-
-void ExpertParallel::combine(Context& ctx, const ExpertRoute& route, const ConstTensor& rows,
-                             const Tensor& y) const {
+void ExpertParallel::exchange_counts(Context& ctx, Plan& plan) const {
   const ArenaScope scope(ctx.scratch);
-  const Tensor back = ctx.scratch.alloc(rows.dtype(), {route.sent, rows.dim(1)});
-  if (!meta(ctx)) group_->all_to_all_v(rows, route.recv_rows, back, route.send_rows);
-  ops::moe_combine(ctx, {.y = back, .pair_row = route.token_row, .out = y});
+  const Tensor one = ctx.scratch.alloc(Dtype::i64, {group_->size()});
+  std::fill_n(one.as<int64_t>(), one.numel(), 1);
+  group_->all_to_all_v(plan.send_rows, counts(one), plan.recv_rows, counts(one));
+  const int64_t received = sum(plan.recv_rows);
+  if (received > plan.received()) {
+    fail("expert parallelism", std::to_string(received) + " rows arrive where at most " +
+                                   std::to_string(plan.received()) + " were expected");
+  }
+  plan.ids = plan.ids.slice(0, 0, received);
+  plan.weights = plan.weights.slice(0, 0, received);
+}
+
+void ExpertParallel::exchange_choice(Context& ctx, const Choice& choice, Plan& plan) const {
+  const ArenaScope scope(ctx.scratch);
+  const int64_t top_k = choice.indices.dim(1), width = size_of(choice.weights.dtype());
+  const Tensor ids = ctx.scratch.alloc(Dtype::i32, {plan.sent(), top_k});
+  const Tensor weights = ctx.scratch.alloc(choice.weights.dtype(), ids.shape());
+  if (ctx.backend == Backend::meta) return;
+  char* to = static_cast<char*>(weights.data());
+  const char* from = static_cast<const char*>(choice.weights.data());
+  if (plan.sent() > 0) std::memset(to, 0, static_cast<size_t>(weights.bytes()));
+  int64_t s = 0;
+  for (int64_t r = 0; r < group_->size(); ++r) {
+    const Interval there = dealt(total_, group_->size(), r);
+    for (const int64_t end = s + counts(plan.send_rows)[static_cast<size_t>(r)]; s < end; ++s) {
+      const int64_t t = plan.row_token.as<int32_t>()[s];
+      for (int64_t k = 0; k < top_k; ++k) {
+        const int64_t e = row<int32_t>(choice.indices, t)[k];
+        const bool goes = e >= there.begin && e < there.end;
+        row<int32_t>(ids, s)[k] = goes ? static_cast<int32_t>(e - there.begin) : -1;
+        if (!goes) continue;
+        std::memcpy(to + (s * top_k + k) * width, from + (t * choice.weights.stride(0) + k) * width,
+                    static_cast<size_t>(width));
+      }
+    }
+  }
+  Pending first =
+      group_->start_all_to_all_v(ids, counts(plan.send_rows), plan.ids, counts(plan.recv_rows));
+  group_->all_to_all_v(weights, counts(plan.send_rows), plan.weights, counts(plan.recv_rows));
+  first.wait();
+}
+
+void ExpertParallel::plan(Context& ctx, const Choice& choice, Plan& plan) const {
+  const ProfileScope profile(ctx.profiler, "ep_plan");
+  if (ctx.backend == Backend::meta) {
+    {
+      const ArenaScope scope(ctx.scratch);
+      ctx.scratch.alloc(Dtype::i64, {group_->size()});
+    }
+    exchange_choice(ctx, choice, plan);
+    return;
+  }
+  route(choice, plan);
+  exchange_counts(ctx, plan);
+  exchange_choice(ctx, choice, plan);
+  const int32_t* ids = plan.ids.as<int32_t>();
+  plan.pairs = plan.ids.numel() - std::count(ids, ids + plan.ids.numel(), -1);
+}
+
+Pending ExpertParallel::start_dispatch(Context& ctx, const Plan& plan, const ConstTensor& x,
+                                       const Tensor& sent, const Tensor& out) const {
+  ops::moe_gather(ctx,
+                  {.x = x, .row_token = plan.row_token, .offsets = plan.row_count, .out = sent});
+  if (ctx.backend == Backend::meta) return {};
+  return group_->start_all_to_all_v(sent, counts(plan.send_rows), out, counts(plan.recv_rows));
+}
+
+void ExpertParallel::combine(Context& ctx, const Plan& plan, const ConstTensor& rows,
+                             const Tensor& returned, const Tensor& out) const {
+  if (ctx.backend != Backend::meta) {
+    const ProfileScope profile(ctx.profiler, "ep_combine");
+    group_->all_to_all_v(rows, counts(plan.recv_rows), returned, counts(plan.send_rows));
+  }
+  ops::moe_combine(ctx, {.y = returned, .pair_row = plan.token_row, .out = out});
 }
 
 }  // namespace lapidary

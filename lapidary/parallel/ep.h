@@ -1,6 +1,6 @@
 #pragma once
 
-#include <vector>
+#include <span>
 
 #include "lapidary/comm/process_group.h"
 #include "lapidary/core/context.h"
@@ -8,59 +8,83 @@
 
 namespace lapidary {
 
-// How the tokens of one layer travel. Lies in the arena of activations, owned by the caller: a
-// layer that runs again travels the same way.
-struct ExpertRoute {
-  int64_t sent = 0, received = 0;             // rows: S, T'
-  std::vector<int64_t> send_rows, recv_rows;  // of each rank
-  Tensor sent_token;                          // [S] i32: the token of each row
-  Tensor sent_end;                            // [1] i32: S
-  Tensor token_row;                           // [T, n] i32: the row sent to each rank, or -1
-  Tensor indices;                             // [T', K] i32: this rank's experts from 0, or -1
-  Tensor weights;                             // [T', K]
-};
+// The part of dealt(n, parts, .) that thing `index` belongs to.
+constexpr int64_t dealt_to(int64_t n, int64_t parts, int64_t index) {
+  const int64_t each = n / parts, more = n % parts;
+  const int64_t longer = (each + 1) * more;  // things of the parts that have one more
+  return index < longer ? index / (each + 1) : more + (index - longer) / each;
+}
 
-// Expert parallelism: E experts are dealt to the n ranks of a group (dealt() in core/interval.h),
-// tokens travel to the ranks of the experts that they chose, and results travel back.
-//   dispatch   rows [T', H] = the rows x[t] of all ranks' tokens with an expert here, by rank and
-//              token: one row per (token, rank), however many of the rank's experts it chose
-//   combine    y[t] = sum over the ranks of the rows that came back for token t
-// Each is the other's adjoint. Padding does not travel. A rank sends (S - those to itself) rows of
-// H elements for a dispatch, and plan() K ids and K weights for each; combine sends back the rows
-// that came from other ranks.
+// Expert parallelism: the experts are dealt to the ranks of a group, and tokens travel to the ranks
+// that hold their experts. A token goes to a rank once, however many of its experts live there;
+// padding goes nowhere; what a rank sends to itself is copied. A rank without tokens takes part in
+// every exchange. With A the 0/1 matrix that copies a rank's T tokens to the T' rows of all ranks:
+//   dispatch   rows = A x     [T, n] -> [T', n]      adjoint: combine
+//   combine    x = A^T rows   [T', n] -> [T, n]      adjoint: dispatch
+// The received rows are those of rank 0, then rank 1, ..., each in the order of its tokens.
+//
+// With S rows that leave a rank (its valid tokens, once for each other rank that has an expert of
+// theirs), S' rows that come from other ranks, ep ranks, K experts a token and b bytes an element,
+// a rank sends by all_to_all_v: plan() 8 (ep - 1) + S K (4 + b of the weights), start_dispatch()
+// S n b, combine() S' n b; alloc() all-reduces one i64.
+//
+// Host memory only: Error on a GPU.
 class ExpertParallel {
  public:
-  ExpertParallel() = default;  // one rank: nothing travels
-  ExpertParallel(ProcessGroup& group, int64_t experts) : group_(&group), experts_(experts) {}
+  ExpertParallel() = default;  // one rank
+  // group: null or of one rank: nothing is exchanged. Otherwise it must outlive this object.
+  // Error when there are more ranks than experts.
+  ExpertParallel(ProcessGroup* group, int64_t experts);
 
-  bool distributed() const { return group_ != nullptr && group_->size() > 1; }
-  Interval experts() const { return dealt(experts_, group_->size(), group_->rank()); }
-  // Most rows that a dispatch can bring to one of the ranks: all tokens of all. Collective.
-  int64_t max_received(Context& ctx, int64_t tokens) const;
+  // Whether tokens travel at all. The functions below are for groups where they do.
+  bool active() const { return group_ != nullptr; }
+  Interval experts() const { return experts_; }  // of this rank
+  int64_t top_k_here(int64_t top_k) const;       // experts of one token on this rank, at most
 
-  // Memory for the route of T tokens with K choices each.
-  ExpertRoute alloc(Context& ctx, int64_t tokens, int64_t max_received, int64_t top_k,
-                    Dtype weights) const;
-  // indices [T, K] i32 of all E experts, weights [T, K], token_valid [T] u8 or undefined.
-  // Collective.
-  struct Choice {
-    ConstTensor indices, weights, token_valid;
+  // Where the rows of one layer go. Made once, kept for every exchange of the layer.
+  struct Plan {
+    Tensor send_rows, recv_rows;  // [ep] i64, to and from each rank
+    Tensor token_row;             // [T, ep] i32: row among those sent, -1 where none goes
+    Tensor row_token;             // [rows sent] i32, its inverse
+    Tensor row_count;             // [1] i32: rows sent
+    Tensor ids;                   // [T', K] i32: received experts of this rank from 0 on, -1 others
+    Tensor weights;               // [T', K]: received routing weights, 0 of others
+    int64_t pairs = 0;            // entries of ids that are not -1
+    int64_t sent() const { return row_token.dim(0); }
+    int64_t received() const { return ids.dim(0); }
   };
-  void plan(Context& ctx, const Choice& choice, ExpertRoute& route) const;
+  // Memory from the activation arena for the worst case: every token of the group comes here. All
+  // ranks of the group call it together. On the meta backend the other ranks have as many tokens as
+  // this one; where they differ, the memory of a step is that of the rank with the most.
+  Plan alloc(Context& ctx, int64_t tokens, int64_t top_k, Dtype weights) const;
 
-  // Starts: x [T, H] -> rows [T', H]. sent [S, H] is filled, and used until the end. Collective.
-  Pending dispatch(Context& ctx, const ExpertRoute& route, const ConstTensor& x, const Tensor& sent,
-                   const Tensor& rows) const;
-  // y [T, H] (written) from rows [T', H]. Collective.
-  void combine(Context& ctx, const ExpertRoute& route, const ConstTensor& rows,
-               const Tensor& y) const;
+  struct Choice {
+    ConstTensor indices;           // [T, K] i32, different experts for each token
+    ConstTensor weights;           // [T, K]
+    ConstTensor token_valid = {};  // [T] u8: tokens with 0 are not sent; undefined: all are
+  };
+  // Fills a plan from alloc() and cuts its tensors to what is used; returns when the choices of all
+  // tokens have arrived. On the meta backend the worst case stays.
+  void plan(Context& ctx, const Choice& choice, Plan& plan) const;
+
+  // out = A x.   x [T, n]   sent: memory for [sent(), n]   out [T', n]
+  // All of them stay as they are until wait() has returned.
+  [[nodiscard]] Pending start_dispatch(Context& ctx, const Plan& plan, const ConstTensor& x,
+                                       const Tensor& sent, const Tensor& out) const;
+  // out = A^T rows, a token's rows added in the order of the ranks in accumulate_dtype and rounded
+  // once; zeros for tokens that were not sent.
+  //   rows [T', n]   returned: memory for [sent(), n]   out [T, n], written
+  void combine(Context& ctx, const Plan& plan, const ConstTensor& rows, const Tensor& returned,
+               const Tensor& out) const;
 
  private:
-  void choose_rows(const Choice& choice, ExpertRoute& route) const;
-  void exchange_choices(Context& ctx, const Choice& choice, ExpertRoute& route) const;
+  void route(const Choice& choice, Plan& plan) const;
+  void exchange_counts(Context& ctx, Plan& plan) const;
+  void exchange_choice(Context& ctx, const Choice& choice, Plan& plan) const;
 
   ProcessGroup* group_ = nullptr;
-  int64_t experts_ = 0;
+  int64_t total_ = 0;  // experts of all ranks
+  Interval experts_;
 };
 
 }  // namespace lapidary

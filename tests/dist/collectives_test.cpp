@@ -153,6 +153,29 @@ TEST_F(Collectives, SeveralMayBeUnderWay) {
   }
 }
 
+// Rank 1 expects a row more, or less, of rank 0 than it sends: too long and too short are an Error.
+TEST_F(Collectives, RowsThatWereNotExpectedAreAnError) {
+  for (const int64_t expected : {1, 3}) {
+    const auto group = world().split(0, "unequal");
+    std::vector<int64_t> send(static_cast<size_t>(size_)), receive(send);
+    if (rank_ == 0) send[1] = 2;
+    if (rank_ == 1) receive[0] = expected;
+    const OwnedTensor in = zeros(Dtype::f32, {send[1], 2});
+    const OwnedTensor out = zeros(Dtype::f32, {receive[0], 2});
+    const auto exchange = [&] { group->all_to_all_v(in.get(), send, out.get(), receive); };
+    if (rank_ == 1) {
+      EXPECT_THROW(exchange(), Error) << expected;
+    } else {
+      exchange();
+    }
+  }
+}
+
+TEST_F(Collectives, PiecesHaveASize) {
+  EXPECT_THROW(world().split(0, "pieces", 0), Error);
+  EXPECT_THROW(world().split(0, "pieces", int64_t{1} << 31), Error);
+}
+
 TEST_F(Collectives, TrafficIsCounted) {
   const auto expect = [&](Collective operation, int64_t bytes) {
     EXPECT_EQ(group_->traffic(operation).calls, 1);

@@ -112,11 +112,12 @@ TEST(Traffic, Tokens) {
       int64_t bytes = 0;
       for (const nn::Routing& routing : run.model.last_pass().routing) {
         const auto me = static_cast<size_t>(groups.ep().rank());
-        const auto others = [&](const std::vector<int64_t>& rows) {
-          return std::accumulate(rows.begin(), rows.end(), int64_t{0}) - rows[me];
+        const auto others = [&](const Tensor& rows) {
+          const int64_t* r = rows.as<int64_t>();
+          return std::accumulate(r, r + rows.numel(), int64_t{0}) - r[me];
         };
-        const int64_t leave = others(routing.route.send_rows);
-        const int64_t came = others(routing.route.recv_rows);
+        const int64_t leave = others(routing.plan.send_rows);
+        const int64_t came = others(routing.plan.recv_rows);
         bytes += (groups.ep().size() - 1) * 8;           // counts
         bytes += leave * 2 * choices;                    // ids and weights
         bytes += again * (leave + came) * row;           // forward

@@ -36,6 +36,21 @@ double peak_of(const Tensor& t, const std::vector<uint8_t>& real) {
   return peak;
 }
 
+// A context for this rank's rows whose memory does for the rank with the most: its tokens may all
+// come here.
+template <class Plan>
+Context context_for(const Gemma4ForConditionalGeneration& model, const GoldenInputs& all,
+                    const DealtRows& mine, const ProcessGroup& data, Plan&& plan_of) {
+  const int64_t most = dealt(all.input_ids->dim(0), data.size(), 0).size();
+  const MemoryPlan own = plan_of(mine.inputs.text()), largest = plan_of(all.rows(0, most).text());
+  Context ctx = Context::make(model.backend(), {std::max(own.activations, largest.activations),
+                                                std::max(own.scratch, largest.scratch),
+                                                std::max(own.staging, largest.staging)});
+  ctx.activations.set_poison(true);
+  ctx.scratch.set_poison(true);
+  return ctx;
+}
+
 }  // namespace
 
 std::vector<MeshOptions> legal_meshes(int64_t ranks, bool experts) {
@@ -64,7 +79,10 @@ RanksErrors errors_on_ranks(const GoldenCase& golden, const MeshGroups& groups,
   Gemma4ForConditionalGeneration model = model_on(golden, groups, options);
   const DealtRows mine(golden.inputs, groups.data());
   RanksErrors out;
-  const gemma4::ForwardOutput got = run_forward(model, mine.inputs.text());
+  Context forward =
+      context_for(model, golden.inputs, mine, groups.data(),
+                  [&](const gemma4::TextInputs& inputs) { return model.plan_forward(inputs); });
+  const gemma4::ForwardOutput got = model.forward(forward, mine.inputs.text(), {});
   const Tensor& logits = golden.expected.get("logits");
   if (!mine.rows.empty()) {
     const Tensor expected = logits.slice(0, mine.rows.begin, mine.rows.size());
@@ -74,10 +92,12 @@ RanksErrors errors_on_ranks(const GoldenCase& golden, const MeshGroups& groups,
   }
   const DataParallel data(groups.data());
   const auto count = static_cast<double>(data.sum(mine.rows.empty() ? 0 : mine.inputs.targets()));
-  Context ctx = Context::make(model.backend());
+  const gemma4::LossOptions loss{.policy = options.recompute, .grad_scale = 1.0 / count};
+  Context ctx =
+      context_for(model, golden.inputs, mine, groups.data(),
+                  [&](const gemma4::TextInputs& inputs) { return model.plan_loss(inputs, loss); });
   model.zero_gradients(ctx, options.gradients);
-  const double sum = data.sum(
-      run_loss(model, mine.inputs, {.policy = options.recompute, .grad_scale = 1.0 / count}));
+  const double sum = data.sum(model.loss(ctx, mine.inputs.text(), mine.inputs.labels.get(), loss));
   out.loss = std::abs(sum / count / at(golden.expected.get("loss"), 0) - 1.0);
   Gradients gradients;
   model.for_each_parameter([&](Parameter& p) {
@@ -109,11 +129,9 @@ Trajectory train_on_ranks(const GoldenCase& golden, const MeshGroups& groups,
       const Interval part = dealt(rows, parts, i);
       mine.emplace_back(batch.rows(part.begin, part.size()), groups.data());
     }
-    int64_t most = 0;
-    for (const DealtRows& m : mine) {
-      micro.push_back({m.inputs.text(), m.inputs.labels.get()});
-      most = std::max(most, m.inputs.input_ids->dim(0));
-    }
+    for (const DealtRows& m : mine) micro.push_back({m.inputs.text(), m.inputs.labels.get()});
+    // Of any rank: its tokens may all come here.
+    const int64_t most = dealt(dealt(rows, parts, 0).size(), groups.data().size(), 0).size();
     Context ctx = Context::make(
         model.backend(),
         step.plan(gemma4::TextInputs::of_shape(most, batch.input_ids->dim(1)), options.recompute));

@@ -1,5 +1,7 @@
 #include "lapidary/models/gemma4/text_block.h"
 
+#include <utility>
+
 #include "lapidary/ops/elementwise.h"
 #include "lapidary/ops/glu.h"
 
@@ -83,34 +85,43 @@ void Gemma4DecoderLayer::forward_attention(Context& ctx, Recompute policy, const
 
 void Gemma4DecoderLayer::forward_feedforward(Context& ctx, Recompute policy, const Io& io,
                                              Saved& saved) const {
+  // Alone, one branch after the other needs the least memory; with others, the MLP runs while rows
+  // travel. The results are the same.
+  if (!moe_.parallel.active()) forward_mlp(ctx, policy, io, saved);
+  if (moe_.defined())
+    forward_moe(ctx, policy, io, saved);
+  else
+    saved.c = saved.mlp_out;
+}
+
+void Gemma4DecoderLayer::forward_mlp(Context& ctx, Recompute policy, const Io& io,
+                                     Saved& saved) const {
+  const ArenaScope scope(ctx.scratch);
+  const Dtype dtype = io.dtype;
+  Arena& arena = ctx.activations;
+  const Tensor normed = nn::alloc_light(ctx, policy, dtype, io.x.shape());
+  saved.normed_mlp = nn::keep_light(policy, normed);
+  saved.pre_ff_rstd = arena.alloc(io.x.dtype(), {io.x.dim(0)});
+  saved.mlp_out = arena.alloc(dtype, io.x.shape());
+
+  pre_feedforward_layernorm_.forward(ctx, {.x = saved.x1, .y = normed, .rstd = saved.pre_ff_rstd});
+  mlp_.forward(ctx, policy, normed, saved.mlp_out, saved.mlp);
+}
+
+void Gemma4DecoderLayer::forward_moe(Context& ctx, Recompute policy, const Io& io,
+                                     Saved& saved) const {
   const ArenaScope scope(ctx.scratch);
   const Dtype dtype = io.dtype;
   const Dtype acc = io.x.dtype();
   Arena& arena = ctx.activations;
   const Tensor normed = nn::alloc_light(ctx, policy, dtype, io.x.shape());
-  saved.normed_mlp = nn::keep_light(policy, normed);
-  saved.pre_ff_rstd = arena.alloc(acc, {io.x.dim(0)});
-  saved.mlp_out = arena.alloc(dtype, io.x.shape());
-
-  nn::Gemma4MoE::Travel travel;
-  nn::Gemma4MoE::ForwardArgs moe;
-  if (moe_.distributed()) moe = begin_moe(ctx, policy, io, saved, travel);
-  pre_feedforward_layernorm_.forward(ctx, {.x = saved.x1, .y = normed, .rstd = saved.pre_ff_rstd});
-  mlp_.forward(ctx, policy, normed, saved.mlp_out, saved.mlp);
-  saved.c = saved.mlp_out;
-  if (!moe_.defined()) return;
-  if (!moe_.distributed()) moe = begin_moe(ctx, policy, io, saved, travel);
-  finish_moe(ctx, policy, moe, io, saved, travel);
-}
-
-nn::Gemma4MoE::ForwardArgs Gemma4DecoderLayer::begin_moe(Context& ctx, Recompute policy,
-                                                         const Io& io, Saved& saved,
-                                                         nn::Gemma4MoE::Travel& travel) const {
-  const Dtype dtype = io.dtype;
-  const Tensor normed = nn::alloc_light(ctx, policy, dtype, io.x.shape());
   saved.normed_moe = nn::keep_light(policy, normed);
-  saved.pre_ff_2_rstd = ctx.activations.alloc(io.x.dtype(), {io.x.dim(0)});
-  saved.moe_out = ctx.activations.alloc(dtype, io.x.shape());
+  saved.pre_ff_2_rstd = arena.alloc(acc, {io.x.dim(0)});
+  saved.moe_out = arena.alloc(dtype, io.x.shape());
+  saved.post_ff_1_rstd = arena.alloc(acc, {io.x.dim(0)});
+  saved.post_ff_2_rstd = arena.alloc(acc, {io.x.dim(0)});
+  saved.c = arena.alloc(acc, io.x.shape());
+
   pre_feedforward_layernorm_2_.forward(ctx,
                                        {.x = saved.x1, .y = normed, .rstd = saved.pre_ff_2_rstd});
   // The router reads the residual itself, the experts its norm.
@@ -119,19 +130,9 @@ nn::Gemma4MoE::ForwardArgs Gemma4DecoderLayer::begin_moe(Context& ctx, Recompute
                                         .token_valid = io.token_valid,
                                         .loads = io.expert_loads,
                                         .y = saved.moe_out};
-  moe_.begin_forward(ctx, args, *io.routing, saved.moe, travel);
-  return args;
-}
-
-void Gemma4DecoderLayer::finish_moe(Context& ctx, Recompute policy,
-                                    const nn::Gemma4MoE::ForwardArgs& args, const Io& io,
-                                    Saved& saved, nn::Gemma4MoE::Travel& travel) const {
-  const Dtype acc = io.x.dtype();
-  Arena& arena = ctx.activations;
-  saved.post_ff_1_rstd = arena.alloc(acc, {io.x.dim(0)});
-  saved.post_ff_2_rstd = arena.alloc(acc, {io.x.dim(0)});
-  saved.c = arena.alloc(acc, io.x.shape());
-  moe_.finish_forward(ctx, policy, args, *io.routing, saved.moe, travel);
+  nn::Gemma4MoE::Journey journey = moe_.begin_forward(ctx, args, *io.routing, saved.moe);
+  if (moe_.parallel.active()) forward_mlp(ctx, policy, io, saved);
+  moe_.finish_forward(ctx, policy, args, *io.routing, std::move(journey), saved.moe);
   post_feedforward_layernorm_1_.forward(
       ctx, {.x = saved.mlp_out, .y = saved.c, .rstd = saved.post_ff_1_rstd});
   post_feedforward_layernorm_2_.forward(
@@ -195,34 +196,41 @@ void Gemma4DecoderLayer::backward_ple(Context& ctx, const Io& io, const Gradient
       ctx, {.x = saved.x2_rounded, .dy = saved.ple_gate, .dx = dx2, .accumulate_dx = true});
 }
 
-nn::Gemma4MoE::BackwardArgs Gemma4DecoderLayer::begin_backward_moe(
-    Context& ctx, const ConstTensor& dc, const Tensor& dx1, const Io& io, const Saved& saved,
-    nn::Gemma4MoE::Travel& travel) const {
+void Gemma4DecoderLayer::backward_moe(Context& ctx, const ConstTensor& dc,
+                                      const Tensor& d_normed_mlp, const Tensor& dx1, const Io& io,
+                                      const Saved& saved) const {
+  const ArenaScope scope(ctx.scratch);
   const Dtype dtype = io.dtype;
-  nn::Gemma4MoE::BackwardArgs args;
-  args.u = saved.x1;
-  if (!moe_.distributed()) {
-    args.x = pre_feedforward_layernorm_2_.output(ctx, saved.normed_moe, saved.x1, dtype);
-  }
+  const ConstTensor normed =
+      pre_feedforward_layernorm_2_.output(ctx, saved.normed_moe, saved.x1, dtype);
   const Tensor d_out = ctx.scratch.alloc(dtype, io.x.shape());
-  args.dx = ctx.scratch.alloc(dtype, io.x.shape());
-  args.du = dx1;
-  args.dy = d_out;
+  const Tensor d_normed = ctx.scratch.alloc(dtype, io.x.shape());
   post_feedforward_layernorm_2_.backward(
       ctx, {.dy = dc, .x = saved.moe_out, .rstd = saved.post_ff_2_rstd, .dx = d_out});
-  moe_.begin_backward(ctx, args, *io.routing, travel);
-  return args;
-}
-
-void Gemma4DecoderLayer::finish_backward_moe(Context& ctx, const nn::Gemma4MoE::BackwardArgs& args,
-                                             const Io& io, const Saved& saved,
-                                             nn::Gemma4MoE::Travel& travel) const {
-  moe_.finish_backward(ctx, args, *io.routing, saved.moe, travel);
-  pre_feedforward_layernorm_2_.backward(ctx, {.dy = args.dx,
+  nn::Gemma4MoE::Journey journey = moe_.begin_backward(ctx, d_out, *io.routing);
+  if (d_normed_mlp.defined()) backward_mlp(ctx, dc, d_normed_mlp, io, saved);
+  moe_.finish_backward(ctx, {.u = saved.x1, .x = normed, .dy = d_out, .dx = d_normed, .du = dx1},
+                       *io.routing, std::move(journey), saved.moe);
+  pre_feedforward_layernorm_2_.backward(ctx, {.dy = d_normed,
                                               .x = saved.x1,
                                               .rstd = saved.pre_ff_2_rstd,
-                                              .dx = args.du,
+                                              .dx = dx1,
                                               .accumulate_dx = true});
+}
+
+void Gemma4DecoderLayer::backward_mlp(Context& ctx, const ConstTensor& dc, const Tensor& d_normed,
+                                      const Io& io, const Saved& saved) const {
+  const ArenaScope scope(ctx.scratch);
+  ConstTensor d_out = dc;
+  if (moe_.defined()) {
+    const Tensor d_mlp = ctx.scratch.alloc(io.dtype, io.x.shape());
+    post_feedforward_layernorm_1_.backward(
+        ctx, {.dy = dc, .x = saved.mlp_out, .rstd = saved.post_ff_1_rstd, .dx = d_mlp});
+    d_out = d_mlp;
+  }
+  const ConstTensor normed =
+      pre_feedforward_layernorm_.output(ctx, saved.normed_mlp, saved.x1, io.dtype);
+  mlp_.backward(ctx, normed, d_out, d_normed, saved.mlp);
 }
 
 void Gemma4DecoderLayer::backward_feedforward(Context& ctx, const Io& io, const Tensor& dx1,
@@ -232,31 +240,13 @@ void Gemma4DecoderLayer::backward_feedforward(Context& ctx, const Io& io, const 
   const Tensor dc = ctx.scratch.alloc(saved.c.dtype(), io.x.shape());
   post_feedforward_layernorm_.backward(
       ctx, {.dy = dx1, .x = saved.c, .rstd = saved.post_ff_rstd, .dx = dc});
-  if (moe_.defined()) {
-    const ArenaScope moe_scope(ctx.scratch);
-    nn::Gemma4MoE::Travel travel;
-    const nn::Gemma4MoE::BackwardArgs moe = begin_backward_moe(ctx, dc, dx1, io, saved, travel);
-    if (moe_.distributed()) backward_mlp(ctx, dc, io, dx1, saved);
-    finish_backward_moe(ctx, moe, io, saved, travel);
-  }
-  if (!moe_.distributed()) backward_mlp(ctx, dc, io, dx1, saved);
-}
-
-void Gemma4DecoderLayer::backward_mlp(Context& ctx, const ConstTensor& dc, const Io& io,
-                                      const Tensor& dx1, const Saved& saved) const {
-  const ArenaScope scope(ctx.scratch);
-  const Dtype dtype = io.dtype;
-  ConstTensor d_mlp = dc;
-  if (moe_.defined()) {
-    const Tensor d_out = ctx.scratch.alloc(dtype, io.x.shape());
-    post_feedforward_layernorm_1_.backward(
-        ctx, {.dy = dc, .x = saved.mlp_out, .rstd = saved.post_ff_1_rstd, .dx = d_out});
-    d_mlp = d_out;
-  }
-  const ConstTensor normed =
-      pre_feedforward_layernorm_.output(ctx, saved.normed_mlp, saved.x1, dtype);
-  const Tensor d_normed = ctx.scratch.alloc(dtype, io.x.shape());
-  mlp_.backward(ctx, normed, d_mlp, d_normed, saved.mlp);
+  const bool overlapped = moe_.parallel.active();
+  if (moe_.defined() && !overlapped) backward_moe(ctx, dc, {}, dx1, io, saved);
+  const Tensor d_normed = ctx.scratch.alloc(io.dtype, io.x.shape());
+  if (overlapped)
+    backward_moe(ctx, dc, d_normed, dx1, io, saved);
+  else
+    backward_mlp(ctx, dc, d_normed, io, saved);
   pre_feedforward_layernorm_.backward(
       ctx,
       {.dy = d_normed, .x = saved.x1, .rstd = saved.pre_ff_rstd, .dx = dx1, .accumulate_dx = true});

@@ -22,7 +22,7 @@ namespace lapidary::gemma4 {
 class Gemma4DecoderLayer {
  public:
   Gemma4DecoderLayer() = default;
-  // ep: the ranks that share out the experts; null: this one has all.
+  // ep: ranks that share out the experts; null: one.
   Gemma4DecoderLayer(const std::string& name, const TextConfig& config, int64_t index,
                      ProcessGroup* ep = nullptr);
 
@@ -37,7 +37,7 @@ class Gemma4DecoderLayer {
     nn::KeyValues* shared = nullptr;  // keys and values that more than one layer reads
     nn::KeyValueCache* cache = nullptr;
     nn::Routing* routing = nullptr;
-    Tensor expert_loads = {};  // [E] i64, +=
+    Tensor expert_loads = {};  // [E] i64, += for the experts of this rank
     Tensor y;                  // [T, H], written
   };
   struct Saved {
@@ -86,23 +86,16 @@ class Gemma4DecoderLayer {
  private:
   void forward_attention(Context& ctx, nn::Recompute policy, const Io& io, Saved& saved) const;
   void forward_feedforward(Context& ctx, nn::Recompute policy, const Io& io, Saved& saved) const;
-  // The experts beside the dense MLP; finish reads what the MLP has left. With expert parallelism
-  // the MLP runs between the two, while tokens travel.
-  nn::Gemma4MoE::ForwardArgs begin_moe(Context& ctx, nn::Recompute policy, const Io& io,
-                                       Saved& saved, nn::Gemma4MoE::Travel& travel) const;
-  void finish_moe(Context& ctx, nn::Recompute policy, const nn::Gemma4MoE::ForwardArgs& args,
-                  const Io& io, Saved& saved, nn::Gemma4MoE::Travel& travel) const;
+  void forward_mlp(Context& ctx, nn::Recompute policy, const Io& io, Saved& saved) const;
+  void forward_moe(Context& ctx, nn::Recompute policy, const Io& io, Saved& saved) const;
   void forward_ple(Context& ctx, nn::Recompute policy, const Io& io, Saved& saved) const;
   void backward_ple(Context& ctx, const Io& io, const Gradients& grads, const Tensor& dx2,
                     const Saved& saved) const;
-  nn::Gemma4MoE::BackwardArgs begin_backward_moe(Context& ctx, const ConstTensor& dc,
-                                                 const Tensor& dx1, const Io& io,
-                                                 const Saved& saved,
-                                                 nn::Gemma4MoE::Travel& travel) const;
-  void finish_backward_moe(Context& ctx, const nn::Gemma4MoE::BackwardArgs& args, const Io& io,
-                           const Saved& saved, nn::Gemma4MoE::Travel& travel) const;
-  void backward_mlp(Context& ctx, const ConstTensor& dc, const Io& io, const Tensor& dx1,
+  void backward_mlp(Context& ctx, const ConstTensor& dc, const Tensor& d_normed, const Io& io,
                     const Saved& saved) const;
+  // d_normed_mlp: if defined, backward_mlp() runs while rows travel.
+  void backward_moe(Context& ctx, const ConstTensor& dc, const Tensor& d_normed_mlp,
+                    const Tensor& dx1, const Io& io, const Saved& saved) const;
   void backward_feedforward(Context& ctx, const Io& io, const Tensor& dx1,
                             const Saved& saved) const;
   void backward_attention(Context& ctx, const Io& io, const Gradients& grads, const Tensor& dx1,

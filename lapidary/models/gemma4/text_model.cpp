@@ -219,8 +219,7 @@ void Gemma4TextModel::forward_layer(Context& ctx, const Options& options, int64_
   // What outlives recomputation lies below the mark.
   pass.x[index + 1] = ctx.activations.alloc(x.dtype(), x.shape());
   if (config_.text.enable_moe_block) {
-    pass.routing[index] =
-        layers_[index].moe().alloc_routing(ctx, x.dim(0), pass.max_received, dtype);
+    pass.routing[index] = layers_[index].moe().alloc_routing(ctx, x.dim(0), dtype);
   }
   if (layer.kv_is_source && options.cache == nullptr) {
     const Shape shape{pass.inputs.rows, pass.inputs.cols, layer.num_key_value_heads,
@@ -245,9 +244,6 @@ Tensor Gemma4TextModel::forward(Context& ctx, const TextInputs& inputs, const Op
   pass.inputs = prepare_inputs(ctx, config_, inputs, offset);
   plan_attention(ctx, options, pass);
   embed(ctx, inputs, pass);
-  const int64_t tokens = pass.x[0].dim(0);
-  const nn::Gemma4MoE& moe = layers_.front().moe();
-  pass.max_received = moe.distributed() ? moe.ep.max_received(ctx, tokens) : tokens;
   for (int64_t i = 0; i < num_layers(); ++i) {
     if (options.before_layer) options.before_layer(i);
     forward_layer(ctx, options, i, pass);

@@ -44,7 +44,6 @@ class Gemma4TextModel {
     std::vector<Tensor> x;  // hidden_states: x[i] is the input of layer i, in accumulate_dtype
     Tensor x0_rounded;      // x[0] as it enters per_layer_model_projection
     Tensor ple, ple_projected, ple_rstd;  // [T, L P]
-    int64_t max_received = 0;             // tokens that can come to this rank's experts
     std::vector<nn::Routing> routing;
     std::array<nn::KeyValues, 2> shared;  // per LayerType
     std::vector<Gemma4DecoderLayer::Saved> saved;

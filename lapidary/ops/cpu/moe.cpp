@@ -34,7 +34,10 @@ void count_pairs(const MoeSortArgs& a, const uint8_t* valid) {
   for (int64_t e = 0; e < experts; ++e) {
     offsets[e + 1] = offsets[e] + static_cast<int32_t>(round_up(counts[e], a.align));
   }
-  if (offsets[experts] > a.row_token.dim(0)) fail("moe_sort", "a token chose an expert twice");
+  if (offsets[experts] > a.row_token.dim(0)) {
+    fail("moe_sort", std::to_string(offsets[experts]) + " rows do not fit in " +
+                         std::to_string(a.row_token.dim(0)));
+  }
 }
 
 }  // namespace

@@ -1,8 +1,10 @@
 #include "lapidary/ops/moe.h"
 
 #include <algorithm>
+#include <string>
 #include <vector>
 
+#include "lapidary/core/error.h"
 #include "lapidary/ops/ref/ref.h"
 #include "lapidary/ops/ref/scalar.h"
 
@@ -19,7 +21,8 @@ void lay_out(const MoeSortArgs& args) {
   for (int64_t t = 0; t < args.indices.dim(0); ++t) {
     if (valid != nullptr && valid[t] == 0) continue;
     for (int64_t k = 0; k < args.indices.dim(1); ++k) {
-      if (const int32_t expert = row<int32_t>(args.indices, t)[k]; expert >= 0) ++counts[expert];
+      const int32_t expert = row<int32_t>(args.indices, t)[k];
+      if (expert >= 0) ++counts[expert];
     }
   }
   int64_t start = 0;
@@ -29,6 +32,10 @@ void lay_out(const MoeSortArgs& args) {
     if (args.loads.defined()) args.loads.as<int64_t>()[e] += counts[e];
   }
   offsets[experts] = static_cast<int32_t>(start);
+  if (start > args.row_token.dim(0)) {
+    fail("moe_sort",
+         std::to_string(start) + " rows do not fit in " + std::to_string(args.row_token.dim(0)));
+  }
 }
 
 template <class T>

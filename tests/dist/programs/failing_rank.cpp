@@ -10,6 +10,8 @@
 
 // failing_rank HOW RANK: a job whose ranks meet again and again, until one of them fails.
 //   throws: an Error    dies: SIGKILL    hangs: it stops for good    leaves: it ends by itself
+// or, with "lags" and "starts late", until it stops for good where the others leave, or make a
+// group.
 namespace {
 
 using lapidary::World;
@@ -17,7 +19,7 @@ using lapidary::World;
 void fail_as_told(const std::string& how) {
   if (how == "throws") lapidary::fail("the disk", "is on fire", "put it out");
   if (how == "dies") ::raise(SIGKILL);
-  if (how == "hangs") ::raise(SIGSTOP);
+  if (how == "hangs" || how == "lags" || how == "starts late") ::raise(SIGSTOP);
   if (how == "leaves") ::_exit(0);
 }
 
@@ -28,6 +30,8 @@ void run(const std::string& how, int64_t rank) {
   double sum = 1.0;
   for (int i = 0; i < 100; ++i) group->all_reduce(std::span<double>(&sum, 1));
   if (world.rank() == rank) fail_as_told(how);
+  if (how == "lags") return;
+  if (how == "starts late") world.split(0, "another");
   while (true) group->all_reduce(std::span<double>(&sum, 1));
 }
 

@@ -105,7 +105,7 @@ TEST(CpuMoe, Sort) {
 }
 
 TEST(CpuMoe, SortRefusesForeignExperts) {
-  for (const double expert : {-1.0, 2.0}) {
+  for (const double expert : {-2.0, 2.0}) {
     const OwnedTensor indices = from_values(Dtype::i32, {1, 1}, {expert});
     const OwnedTensor weights = zeros(Dtype::f32, {1, 1}), counts = zeros(Dtype::i32, {2});
     const OwnedTensor offsets = zeros(Dtype::i32, {3}), row_token = zeros(Dtype::i32, {1});
@@ -121,6 +121,60 @@ TEST(CpuMoe, SortRefusesForeignExperts) {
                                      .pair_row = pair_row.get()}),
                  Error);
   }
+}
+
+// One token with experts 2 and 0, one without any, one with 2 alone.
+TEST(CpuMoe, SortSkipsEmptySlotsAndNeedsRowsForThePairsAlone) {
+  for (const Backend backend : {Backend::cpu, Backend::ref}) {
+    const Dtype dtype = backend == Backend::ref ? Dtype::f64 : Dtype::f32;
+    const OwnedTensor indices = from_values(Dtype::i32, {3, 2}, {2, 0, -1, -1, -1, 2});
+    const OwnedTensor weights = from_values(dtype, {3, 2}, {1, 2, 3, 4, 5, 6});
+    const OwnedTensor counts = poisoned(Dtype::i32, {3}), offsets = poisoned(Dtype::i32, {4});
+    const OwnedTensor pair_row = poisoned(Dtype::i32, {3, 2});
+    const auto sort = [&](int64_t rows, std::vector<double>& token, std::vector<double>& weight) {
+      const OwnedTensor row_token = poisoned(Dtype::i32, {rows});
+      const OwnedTensor row_weight = poisoned(dtype, {rows});
+      Context ctx = Context::make(backend, {0, 64});
+      ops::moe_sort(ctx, {.indices = indices.get(),
+                          .weights = weights.get(),
+                          .align = 1,
+                          .counts = counts.get(),
+                          .offsets = offsets.get(),
+                          .row_token = row_token.get(),
+                          .row_weight = row_weight.get(),
+                          .pair_row = pair_row.get()});
+      token = values(row_token.get());
+      weight = values(row_weight.get());
+    };
+    std::vector<double> token, weight;
+    sort(4, token, weight);
+    EXPECT_EQ(token, (std::vector<double>{0, 0, 2, -1}));
+    EXPECT_EQ(weight, (std::vector<double>{2, 1, 6, 0}));
+    EXPECT_EQ(values(counts.get()), (std::vector<double>{1, 0, 2}));
+    EXPECT_EQ(values(offsets.get()), (std::vector<double>{0, 1, 1, 3}));
+    EXPECT_EQ(values(pair_row.get()), (std::vector<double>{1, 0, -1, -1, -1, 2}));
+    sort(3, token, weight);
+    EXPECT_EQ(token, (std::vector<double>{0, 0, 2}));
+    EXPECT_THROW(sort(2, token, weight), Error);
+  }
+}
+
+// A GPU can't tell in time that rows are short.
+TEST(CudaMoe, SortNeedsRowsForEveryPair) {
+  const auto tensor = [](Dtype dtype, const Shape& shape) { return Tensor(nullptr, dtype, shape); };
+  const auto sort = [&](int64_t rows) {
+    Context ctx = Context::meta(Backend::cuda);
+    ops::moe_sort(ctx, {.indices = tensor(Dtype::i32, {3, 2}),
+                        .weights = tensor(Dtype::f32, {3, 2}),
+                        .align = 16,
+                        .counts = tensor(Dtype::i32, {4}),
+                        .offsets = tensor(Dtype::i32, {5}),
+                        .row_token = tensor(Dtype::i32, {rows}),
+                        .row_weight = tensor(Dtype::f32, {rows}),
+                        .pair_row = tensor(Dtype::i32, {3, 2})});
+  };
+  sort(ops::max_sorted_rows(3, 2, 4, 16));
+  EXPECT_THROW(sort(ops::max_sorted_rows(3, 2, 4, 16) - 1), Error);
 }
 
 TEST(CpuMoe, GatherAndCombine) {
