@@ -12,6 +12,7 @@ namespace {
 struct Options {
   std::string path;
   bool keys = false;
+  int64_t ranks = 1;
 };
 
 void run(const Options& options, const std::vector<std::string>& overrides) {
@@ -19,7 +20,7 @@ void run(const Options& options, const std::vector<std::string>& overrides) {
     fmt::print("{}", recipe_reference());
     return;
   }
-  const Recipe recipe = load_recipe(options.path, parse_overrides(overrides));
+  const Recipe recipe = load_recipe(options.path, parse_overrides(overrides), options.ranks);
   for (const std::string& note : recipe.notes) fmt::print(stderr, "note: {}\n", note);
   fmt::print("{}", print_recipe(recipe));
 }
@@ -34,6 +35,9 @@ void add_recipe(CLI::App& app) {
   CLI::Option* keys =
       command->add_flag("--keys", options->keys, "list all keys instead, as a Markdown table");
   path->excludes(keys);
+  command->add_option("--ranks", options->ranks, "check it for so many ranks")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->capture_default_str();
   command->allow_extras();
   command->footer("Changes to the recipe follow it: --section.name=value");
   command->callback([=] {
