@@ -104,43 +104,45 @@ TEST_F(RankFailure, RanksKilledAtRandomStepsLeaveWholeCheckpoints) {
     reached = found->state.step;
     restore = "LATEST";
   }
-  // What MPI does by itself waits without an end.
-  TEST_F(RankFailure, ARankThatHangsWhereOthersMakeAGroupOrLeave) {
-    const ProcessResult late = run_failing("starts late", 1);
-    EXPECT_NE(late.exit_code, 0);
-    EXPECT_THAT(late.err, HasSubstr("has waited 2.0 s for rank 1"));
-    EXPECT_LT(late.seconds, 25.0);
-    const ProcessResult lags = run_failing("lags", 1);
-    EXPECT_NE(lags.exit_code, 0);
-    EXPECT_LT(lags.seconds, 25.0);
-  }
+}
 
-  TEST_F(RankFailure, ARankThatLeavesEndsTheJob) {
-    const ProcessResult result = run_failing("leaves", 0);
-    EXPECT_NE(result.exit_code, 0);
-    EXPECT_LT(result.seconds, 25.0);
-  }
+// What MPI does by itself waits without an end.
+TEST_F(RankFailure, ARankThatHangsWhereOthersMakeAGroupOrLeave) {
+  const ProcessResult late = run_failing("starts late", 1);
+  EXPECT_NE(late.exit_code, 0);
+  EXPECT_THAT(late.err, HasSubstr("has waited 2.0 s for rank 1"));
+  EXPECT_LT(late.seconds, 25.0);
+  const ProcessResult lags = run_failing("lags", 1);
+  EXPECT_NE(lags.exit_code, 0);
+  EXPECT_LT(lags.seconds, 25.0);
+}
 
-  // Processes that were started together and can't join: none of them runs as if it were alone.
-  std::string refusal(const std::vector<std::string>& environment) {
-    const ProcessResult result =
-        run_process({LAPIDARY_FAILING_RANK, "leaves", "0"}, {.environment = environment});
-    EXPECT_EQ(result.exit_code, 1);
-    return result.err;
-  }
+TEST_F(RankFailure, ARankThatLeavesEndsTheJob) {
+  const ProcessResult result = run_failing("leaves", 0);
+  EXPECT_NE(result.exit_code, 0);
+  EXPECT_LT(result.seconds, 25.0);
+}
 
-  TEST(RankRefusal, NoLibraryOrAnotherOne) {
-    EXPECT_THAT(refusal({"OMPI_COMM_WORLD_SIZE=2", "LAPIDARY_MPI=/no/such/libmpi.so"}),
-                AllOf(HasSubstr("/no/such/libmpi.so can't be opened"), HasSubstr("openmpi-bin")));
-    EXPECT_THAT(refusal({"OMPI_COMM_WORLD_SIZE=2", "LAPIDARY_MPI=libm.so.6"}),
-                HasSubstr("it is not Open MPI"));
-  }
+// Processes that were started together and can't join: none of them runs as if it were alone.
+std::string refusal(const std::vector<std::string>& environment) {
+  const ProcessResult result =
+      run_process({LAPIDARY_FAILING_RANK, "leaves", "0"}, {.environment = environment});
+  EXPECT_EQ(result.exit_code, 1);
+  return result.err;
+}
 
-  TEST_F(RankFailure, ALauncherThatOpenMpiDoesNotKnow) {
-    EXPECT_THAT(refusal({"SLURM_STEP_NUM_TASKS=2"}),
-                AllOf(HasSubstr("finds 1 processes where the launcher started 2"),
-                      HasSubstr("--mpi=pmix")));
-  }
+TEST(RankRefusal, NoLibraryOrAnotherOne) {
+  EXPECT_THAT(refusal({"OMPI_COMM_WORLD_SIZE=2", "LAPIDARY_MPI=/no/such/libmpi.so"}),
+              AllOf(HasSubstr("/no/such/libmpi.so can't be opened"), HasSubstr("openmpi-bin")));
+  EXPECT_THAT(refusal({"OMPI_COMM_WORLD_SIZE=2", "LAPIDARY_MPI=libm.so.6"}),
+              HasSubstr("it is not Open MPI"));
+}
+
+TEST_F(RankFailure, ALauncherThatOpenMpiDoesNotKnow) {
+  EXPECT_THAT(
+      refusal({"SLURM_STEP_NUM_TASKS=2"}),
+      AllOf(HasSubstr("finds 1 processes where the launcher started 2"), HasSubstr("--mpi=pmix")));
+}
 
 }  // namespace
 }  // namespace lapidary::test
