@@ -111,7 +111,9 @@ Rows run(Gemma4ForConditionalGeneration& model, const Rows& prompts,
       const auto row = static_cast<int64_t>(b);
       const std::vector<float> values = row_of(logits, row);
       const auto stream = static_cast<uint64_t>(step * rows + row);
-      const int64_t id = sample(values.data(), logits.dim(1), options, stream);
+      int64_t id = sample(values.data(), logits.dim(1), options, stream);
+      // Ranks run in step, and their logits may differ in the last bit.
+      model.groups().data().broadcast(Tensor(&id, Dtype::i64, {1}), 0);
       done[b] = done[b] || stops(options, id);
       if (!done[b]) {
         out[b].push_back(id);
