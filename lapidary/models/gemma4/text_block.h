@@ -17,8 +17,8 @@ namespace lapidary::gemma4 {
 //   c  = mlp(N_pre_feedforward(x1))                                                       dense
 //   c  = N_post_feedforward_1(mlp(..)) + N_post_feedforward_2(moe(N_pre_feedforward_2(x1), u))  MoE
 //   x2 = x1 + N_post_feedforward(c)
-//   x3 = x2 + N_post_per_layer_input((g(x2 W_gate^T) * ple) W_proj^T)      with per-layer
-//   embeddings y  = layer_scalar x3
+//   x3 = x2 + N_post_per_layer_input((g(x2 W_gate^T) * ple) W_proj^T)   (per-layer embeddings)
+//   y  = layer_scalar x3
 class Gemma4DecoderLayer {
  public:
   Gemma4DecoderLayer() = default;
