@@ -106,6 +106,26 @@ TEST_F(RankFailure, RanksKilledAtRandomStepsLeaveWholeCheckpoints) {
   }
 }
 
+// The recipe's own limit, in a run: three seconds.
+TEST_F(RankFailure, ARunEndsWhenARankHangsForTooLong) {
+  const Workspace work;
+  Process run(on_ranks(2, lapidary_command({"train", "tiny.yaml", "--distributed.ep_size=2",
+                                            "--step_scheduler.num_epochs=100000",
+                                            "--dist_env.timeout_minutes=0.05"})),
+              {.directory = work.path("").string(), .environment = mpi_environment()});
+  for (int i = 0; i < 2000 && !contains(run.output(), "step 3 |"); ++i) sleep_ms(10);
+  const std::vector<int> ranks = rank_processes(run.pid(), 2);
+  ASSERT_GT(ranks[1], 0);
+  ASSERT_EQ(::kill(ranks[1], SIGSTOP), 0);
+  const auto stopped = std::chrono::steady_clock::now();
+  const ProcessResult result = run.wait();
+  EXPECT_NE(result.exit_code, 0);
+  EXPECT_THAT(result.err, AllOf(HasSubstr("lapidary: rank 0: error: "),
+                                HasSubstr("has waited 3.0 s for rank 1"),
+                                HasSubstr("dist_env.timeout_minutes")));
+  EXPECT_LT(std::chrono::steady_clock::now() - stopped, std::chrono::seconds(30));
+}
+
 // What MPI does by itself waits without an end.
 TEST_F(RankFailure, ARankThatHangsWhereOthersMakeAGroupOrLeave) {
   const ProcessResult late = run_failing("starts late", 1);
