@@ -30,6 +30,13 @@ constexpr Interval dealt(int64_t n, int64_t parts, int64_t index) {
   return {begin, begin + each + (index < more ? 1 : 0)};
 }
 
+// The part of dealt(n, parts, .) that thing `index` belongs to.
+constexpr int64_t dealt_to(int64_t n, int64_t parts, int64_t index) {
+  const int64_t each = n / parts, more = n % parts;
+  const int64_t longer = (each + 1) * more;  // things of the parts that have one more
+  return index < longer ? index / (each + 1) : more + (index - longer) / each;
+}
+
 // Elements of each of `parts` equal chunks that hold n, a multiple of `align`; the last ones may
 // reach beyond n.
 constexpr int64_t chunk_size(int64_t n, int64_t parts, int64_t align = 1) {

@@ -124,9 +124,9 @@ struct Gemma4MoE {
                Saved& saved) const;
 
   struct BackwardArgs {
-    ConstTensor u, x, dy;
-    Tensor dx;  // [T, H] written: gradient of x
-    Tensor du;  // [T, H] added to: gradient of u
+    ConstTensor u, x, dy;  // x: not read when tokens travel
+    Tensor dx;             // [T, H] written: gradient of x
+    Tensor du;             // [T, H] added to: gradient of u
   };
   [[nodiscard]] Journey begin_backward(Context& ctx, const ConstTensor& dy,
                                        const Routing& routing) const;

@@ -8,13 +8,6 @@
 
 namespace lapidary {
 
-// The part of dealt(n, parts, .) that thing `index` belongs to.
-constexpr int64_t dealt_to(int64_t n, int64_t parts, int64_t index) {
-  const int64_t each = n / parts, more = n % parts;
-  const int64_t longer = (each + 1) * more;  // things of the parts that have one more
-  return index < longer ? index / (each + 1) : more + (index - longer) / each;
-}
-
 // Expert parallelism: the experts are dealt to the ranks of a group, and tokens travel to the ranks
 // that hold their experts. A token goes to a rank once, however many of its experts live there;
 // padding goes nowhere; what a rank sends to itself is copied. A rank without tokens takes part in

@@ -19,9 +19,8 @@ TrainingState Trainer::training_state() const {
 std::vector<StateTensor> Trainer::optimizer_state() {
   return optimizer_->state([this](const Parameter& p) {
     const Fsdp::Shard shard = model_.fsdp().shard_of(p);
-    return ParameterShard{.whole = model_.parameter(p.name).shape,
-                          .part = shard.interval,
-                          .writes = shard.first_replica};
+    return ParameterShard{
+        .whole = shard.whole, .part = shard.interval, .writes = shard.first_replica};
   });
 }
 

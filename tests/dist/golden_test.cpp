@@ -15,11 +15,9 @@ using ::testing::IsEmpty;
 class DistTraining : public ::testing::TestWithParam<const char*> {};
 class DistGolden : public ::testing::TestWithParam<const char*> {};
 
-bool has_experts(const std::string& name) { return name.rfind("moe", 0) == 0; }
-
 TEST_P(DistGolden, LogitsLossAndGradients) {
   const GoldenCase golden(GetParam());
-  for (const MeshOptions& mesh : legal_meshes(world().size(), has_experts(golden.name))) {
+  for (const MeshOptions& mesh : legal_meshes(world().size(), has_experts(golden))) {
     const MeshGroups groups = groups_of(Mesh(mesh));
     for (const bool resident : {false, true}) {
       const RanksErrors errors =
@@ -39,7 +37,7 @@ TEST_P(DistGolden, LogitsLossAndGradients) {
 TEST_P(DistTraining, TwentySteps) {
   const GoldenCase golden(GetParam());
   const TensorFile train = golden.train();
-  for (const MeshOptions& mesh : legal_meshes(world().size(), has_experts(golden.name))) {
+  for (const MeshOptions& mesh : legal_meshes(world().size(), has_experts(golden))) {
     const MeshGroups groups = groups_of(Mesh(mesh));
     const Trajectory got = train_on_ranks(golden, groups, {.dtype = Dtype::f64}, 20);
     for (size_t s = 0; s < got.losses.size(); ++s) {

@@ -17,12 +17,10 @@ using ::testing::IsEmpty;
 class RanksTraining : public ::testing::TestWithParam<const char*> {};
 class Ranks : public ::testing::TestWithParam<const char*> {};
 
-bool has_experts(const std::string& name) { return name.rfind("moe", 0) == 0; }
-
 TEST_P(Ranks, EqualTheReferenceInDouble) {
   const GoldenCase golden(GetParam());
   for (const int64_t ranks : {2, 4}) {
-    for (const MeshOptions& mesh : legal_meshes(ranks, has_experts(golden.name))) {
+    for (const MeshOptions& mesh : legal_meshes(ranks, has_experts(golden))) {
       run_on_mesh(Mesh(mesh), [&](const MeshGroups& groups) {
         const RanksErrors errors = errors_on_ranks(golden, groups, {.dtype = Dtype::f64});
         EXPECT_LT(errors.logits, 5e-7) << name_of(mesh);
@@ -50,7 +48,7 @@ TEST_P(RanksTraining, StepsAreThoseOfOneRank) {
       }
     });
   };
-  const int64_t ep = has_experts(golden.name) ? 2 : 1;
+  const int64_t ep = has_experts(golden) ? 2 : 1;
   const MeshOptions mesh{.world_size = 4, .dp_replicate_size = 2, .ep_size = ep};
   const RanksOptions gathered{.dtype = Dtype::f64};
   const RanksOptions resident{

@@ -64,6 +64,8 @@ std::vector<MeshOptions> legal_meshes(int64_t ranks, bool experts) {
   return out;
 }
 
+bool has_experts(const GoldenCase& golden) { return golden.name.rfind("moe", 0) == 0; }
+
 std::string name_of(const MeshOptions& mesh) {
   return "dp_replicate " + std::to_string(mesh.dp_replicate_size) + ", dp_shard " +
          std::to_string(mesh.world_size / mesh.dp_replicate_size) + ", ep " +

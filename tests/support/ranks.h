@@ -10,6 +10,7 @@ namespace lapidary::test {
 // Every legal mesh of so many ranks over dp_replicate, dp_shard and ep; without experts, over the
 // first two.
 std::vector<MeshOptions> legal_meshes(int64_t ranks, bool experts);
+bool has_experts(const GoldenCase& golden);
 std::string name_of(const MeshOptions& mesh);  // "dp_replicate 2, dp_shard 2, ep 4"
 
 // The rows that this rank gets of a batch; a rank that gets none runs one row of padding.

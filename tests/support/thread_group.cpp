@@ -6,6 +6,7 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -207,6 +208,20 @@ void run_ranks(int64_t size, const std::function<void(int64_t, const SplitWorld&
     }
   }
   if (abandoned) std::rethrow_exception(abandoned);
+}
+
+std::vector<std::string> errors_of_ranks(int64_t size,
+                                         const std::function<void(int64_t, ProcessGroup&)>& body) {
+  std::vector<std::string> said(static_cast<size_t>(size));
+  run_ranks(size, [&](int64_t rank, const SplitWorld& split) {
+    const std::unique_ptr<ProcessGroup> group = split(0, "all");
+    try {
+      body(rank, *group);
+    } catch (const std::runtime_error& e) {
+      said[static_cast<size_t>(rank)] = e.what();
+    }
+  });
+  return said;
 }
 
 void run_on_mesh(const Mesh& mesh, const std::function<void(const MeshGroups&)>& body) {

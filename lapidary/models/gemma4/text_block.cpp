@@ -201,8 +201,10 @@ void Gemma4DecoderLayer::backward_moe(Context& ctx, const ConstTensor& dc,
                                       const Saved& saved) const {
   const ArenaScope scope(ctx.scratch);
   const Dtype dtype = io.dtype;
-  const ConstTensor normed =
-      pre_feedforward_layernorm_2_.output(ctx, saved.normed_moe, saved.x1, dtype);
+  ConstTensor normed;  // tokens that travelled were kept where they arrived
+  if (!moe_.parallel.active()) {
+    normed = pre_feedforward_layernorm_2_.output(ctx, saved.normed_moe, saved.x1, dtype);
+  }
   const Tensor d_out = ctx.scratch.alloc(dtype, io.x.shape());
   const Tensor d_normed = ctx.scratch.alloc(dtype, io.x.shape());
   post_feedforward_layernorm_2_.backward(

@@ -27,21 +27,6 @@ using ::testing::Each;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
-// What each rank says; "" when its body did not throw.
-std::vector<std::string> run(int64_t size,
-                             const std::function<void(int64_t, ProcessGroup&)>& body) {
-  std::vector<std::string> said(static_cast<size_t>(size));
-  test::run_ranks(size, [&](int64_t rank, const SplitWorld& split) {
-    const std::unique_ptr<ProcessGroup> group = split(0, "all");
-    try {
-      body(rank, *group);
-    } catch (const std::runtime_error& e) {
-      said[static_cast<size_t>(rank)] = e.what();
-    }
-  });
-  return said;
-}
-
 // n elements cut into `parts` intervals at random places, some of them empty, in random order.
 std::vector<Interval> random_cuts(Rng& rng, int64_t n, int64_t parts) {
   std::vector<int64_t> cuts = {0, n};
@@ -115,11 +100,12 @@ TEST(Parts, RanksWriteTheFilesOfOne) {
     const HfWriteOptions options{.max_shard_bytes = 1 + rng.below(4000),
                                  .files = {{"config.json", "{}"}}};
     write_hf_model(dir / "one", whole, options);
-    EXPECT_THAT(run(ranks,
-                    [&](int64_t rank, ProcessGroup& group) {
-                      write_hf_model(dir / "many", sources(tensors, static_cast<size_t>(rank)),
-                                     options, group);
-                    }),
+    EXPECT_THAT(test::errors_of_ranks(ranks,
+                                      [&](int64_t rank, ProcessGroup& group) {
+                                        write_hf_model(dir / "many",
+                                                       sources(tensors, static_cast<size_t>(rank)),
+                                                       options, group);
+                                      }),
                 Each(""));
     int files = 0;
     for (const auto& entry : std::filesystem::directory_iterator(dir / "one")) {
@@ -153,7 +139,7 @@ std::vector<TensorSource> two_tensors(const Interval& first, const Interval& sec
 TEST(Parts, GapsAndOverlapsAreFoundBeforeAnythingIsWritten) {
   const TemporaryDirectory dir;
   const auto write = [&](const std::vector<Interval>& a, const std::vector<Interval>& b) {
-    return run(3, [&](int64_t rank, ProcessGroup& group) {
+    return test::errors_of_ranks(3, [&](int64_t rank, ProcessGroup& group) {
       const auto r = static_cast<size_t>(rank);
       write_hf_model(dir / "out", two_tensors(a[r], b[r]), {}, group);
     });
@@ -178,7 +164,7 @@ TEST(Parts, GapsAndOverlapsAreFoundBeforeAnythingIsWritten) {
 TEST(Parts, RanksMustGiveTheSameTensors) {
   const TemporaryDirectory dir;
   const auto write = [&](const std::function<void(std::vector<TensorSource>&)>& change) {
-    return run(2, [&](int64_t rank, ProcessGroup& group) {
+    return test::errors_of_ranks(2, [&](int64_t rank, ProcessGroup& group) {
       const Interval none = {};
       auto tensors = rank == 0 ? two_tensors({0, 50}, {0, 30}) : two_tensors(none, none);
       if (rank == 1) change(tensors);
@@ -202,7 +188,7 @@ TEST(Parts, NothingIsPublishedWhenARankFails) {
   write_hf_model(dir / "out", {two_tensors({0, 50}, {})[0]});
   const std::string before = read_bytes(dir / "out/model.safetensors");
   for (int64_t failing = 0; failing < 4; ++failing) {
-    const auto said = run(4, [&](int64_t rank, ProcessGroup& group) {
+    const auto said = test::errors_of_ranks(4, [&](int64_t rank, ProcessGroup& group) {
       TensorSource source{
           .name = "x", .shape = {400}, .part = Interval{100 * rank, 100 * rank + 100}};
       source.fill = [&](int64_t, int64_t count, void* out) {
@@ -225,7 +211,7 @@ TEST(Parts, NothingIsPublishedWhenARankFails) {
 TEST(Parts, WhatTheFirstRankCannotMakeEndsAll) {
   const TemporaryDirectory dir;
   const auto write = [&](const std::string& path, const HfWriteOptions& options) {
-    return run(3, [&](int64_t rank, ProcessGroup& group) {
+    return test::errors_of_ranks(3, [&](int64_t rank, ProcessGroup& group) {
       const Interval a = part_of_first_rank(50, group), b = chunk_of(30, 3, rank);
       write_hf_model(path, two_tensors(a, b), options, group);
     });
@@ -243,7 +229,8 @@ TEST(Parts, ARankHoldsOnePieceAtATime) {
   const int64_t n = 5 * kFillElements + 17, ranks = 2;
   std::mutex mutex;
   std::vector<std::vector<Interval>> asked(2);
-  EXPECT_THAT(run(ranks,
+  EXPECT_THAT(test::errors_of_ranks(
+                  ranks,
                   [&](int64_t rank, ProcessGroup& group) {
                     TensorSource source{.name = "x", .shape = {n}, .target = Dtype::bf16};
                     source.part = chunk_of(n, ranks, rank);
@@ -273,7 +260,7 @@ TEST(Parts, ARankHoldsOnePieceAtATime) {
 }
 
 TEST(Agreement, EveryRankLearnsOfTheFirstFailure) {
-  const auto said = run(4, [](int64_t rank, ProcessGroup& group) {
+  const auto said = test::errors_of_ranks(4, [](int64_t rank, ProcessGroup& group) {
     together(group, "work", [] {});
     EXPECT_EQ(broadcast_text(group, rank == 2 ? "from two" : "mine", 2), "from two");
     EXPECT_EQ(broadcast_text(group, rank == 0 ? "" : "mine"), "");

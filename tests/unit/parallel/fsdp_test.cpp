@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "lapidary/core/error.h"
+#include "tests/support/ranks.h"
 #include "tests/support/tensors.h"
 #include "tests/support/thread_group.h"
 
@@ -12,21 +13,10 @@ namespace {
 
 using ::testing::ElementsAre;
 
-// Every legal mesh of so many ranks over dp_replicate, dp_shard and ep.
-std::vector<Mesh> meshes(int64_t ranks) {
-  std::vector<Mesh> out;
-  for (int64_t replicas = 1; replicas <= ranks; ++replicas) {
-    for (int64_t ep = 1; ep <= ranks; ++ep) {
-      const MeshOptions options{.world_size = ranks, .dp_replicate_size = replicas, .ep_size = ep};
-      if (check_mesh(options).empty()) out.emplace_back(options);
-    }
-  }
-  return out;
-}
-
 TEST(ShardInterval, EveryElementIsOnOneRankOfEachReplica) {
   for (int64_t ranks = 1; ranks <= 8; ++ranks) {
-    for (const Mesh& mesh : meshes(ranks)) {
+    for (const MeshOptions& legal : legal_meshes(ranks, true)) {
+      const Mesh mesh(legal);
       for (const int64_t alignment : {1, 4}) {
         for (const Shape& shape : {Shape{11, 3, 5}, Shape{8, 2}, Shape{9}}) {
           for (const Placement placement : {Placement::dense, Placement::expert}) {
@@ -99,7 +89,8 @@ void expect_gathered(Units& units, const MeshGroups& groups, const std::vector<s
 
 TEST(Fsdp, UnitsAreWholeWhenGathered) {
   for (const int64_t ranks : {1, 2, 3, 4, 8}) {
-    for (const Mesh& mesh : meshes(ranks)) {
+    for (const MeshOptions& legal : legal_meshes(ranks, true)) {
+      const Mesh mesh(legal);
       for (const bool resident : {false, true}) {
         run_on_mesh(mesh, [&](const MeshGroups& groups) {
           Units units(groups, {.resident = resident, .alignment = 2});
@@ -123,7 +114,8 @@ TEST(Fsdp, UnitsAreWholeWhenGathered) {
 // Rank r adds (r + 1) times its gradient: the sum is n (n + 1) / 2 times that.
 TEST(Fsdp, GradientsAreSummedOverTheRanksThatComputedThem) {
   for (const int64_t ranks : {2, 3, 4, 8}) {
-    for (const Mesh& mesh : meshes(ranks)) {
+    for (const MeshOptions& legal : legal_meshes(ranks, true)) {
+      const Mesh mesh(legal);
       for (const GradientBuffers kind : {GradientBuffers::whole, GradientBuffers::sharded}) {
         run_on_mesh(mesh, [&](const MeshGroups& groups) {
           Units units(groups, {});
@@ -168,7 +160,8 @@ TEST(Fsdp, GradientsAreSummedOverTheRanksThatComputedThem) {
 
 TEST(Fsdp, SquaresAreCountedOnceAndWholeTensorsComeTogether) {
   for (const int64_t ranks : {1, 2, 4, 8}) {
-    for (const Mesh& mesh : meshes(ranks)) {
+    for (const MeshOptions& legal : legal_meshes(ranks, true)) {
+      const Mesh mesh(legal);
       run_on_mesh(mesh, [&](const MeshGroups& groups) {
         Units units(groups, {});
         Context ctx = Context::make(Backend::cpu);

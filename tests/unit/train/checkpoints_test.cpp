@@ -28,21 +28,7 @@ constexpr int64_t kElements = 1000;
 
 using Body = std::function<void(int64_t, ProcessGroup&)>;
 
-// What each rank says; "" when it did not throw.
-std::vector<std::string> run(int64_t ranks, const Body& body) {
-  std::vector<std::string> said(static_cast<size_t>(ranks));
-  test::run_ranks(ranks, [&](int64_t rank, const SplitWorld& split) {
-    const std::unique_ptr<ProcessGroup> group = split(0, "all");
-    try {
-      body(rank, *group);
-    } catch (const Error& e) {
-      said[static_cast<size_t>(rank)] = e.what();
-    }
-  });
-  return said;
-}
-
-std::string alone(const Body& body) { return run(1, body)[0]; }
+std::string alone(const Body& body) { return test::errors_of_ranks(1, body)[0]; }
 
 std::vector<std::string> names(const std::string& directory) {
   std::vector<std::string> out;
@@ -92,12 +78,12 @@ std::string log_of(int from, int to) {
 TEST(CheckpointStore, RanksSaveOneCheckpoint) {
   for (const int64_t ranks : {1, 3, 4}) {
     const TemporaryDirectory dir;
-    EXPECT_THAT(run(ranks,
-                    [&](int64_t, ProcessGroup& group) {
-                      CheckpointStore store(dir / "run", group);
-                      save(store, group, 3, 3.0F);
-                      save(store, group, 5, 5.0F);
-                    }),
+    EXPECT_THAT(test::errors_of_ranks(ranks,
+                                      [&](int64_t, ProcessGroup& group) {
+                                        CheckpointStore store(dir / "run", group);
+                                        save(store, group, 3, 3.0F);
+                                        save(store, group, 5, 5.0F);
+                                      }),
                 Each(""));
     EXPECT_THAT(names(dir / "run"),
                 UnorderedElementsAre("LATEST", "epoch_0_step_2", "epoch_0_step_4"));
@@ -113,7 +99,7 @@ TEST(CheckpointStore, RanksSaveOneCheckpoint) {
 TEST(CheckpointStore, AFailureOfARankLeavesTheEarlierCheckpoint) {
   const TemporaryDirectory dir;
   for (int64_t broken = 0; broken < 3; ++broken) {
-    const auto said = run(3, [&](int64_t, ProcessGroup& group) {
+    const auto said = test::errors_of_ranks(3, [&](int64_t, ProcessGroup& group) {
       CheckpointStore store(dir / "run", group);
       save(store, group, 3, 3.0F);
       save(store, group, 5, 5.0F, broken);
@@ -143,17 +129,18 @@ TEST(CheckpointStore, ResumesFromTheLatest) {
   const TemporaryDirectory dir;
   const std::string folder = dir / "run";
   make_run(folder);
-  EXPECT_THAT(run(3,
-                  [&](int64_t, ProcessGroup& group) {
-                    const auto found = find_checkpoint(folder, "LATEST", group);
-                    ASSERT_TRUE(found);
-                    EXPECT_EQ(found->state.step, 6);
-                    EXPECT_TRUE(found->in_folder);
-                    EXPECT_EQ(found->directory, fs::canonical(folder).string() + "/epoch_0_step_5");
-                    EXPECT_EQ(first_number(found->model_directory()), 1.0F);
-                    const CheckpointStore store(folder, group, found);
-                    EXPECT_EQ(store.moved_to(), "");
-                  }),
+  EXPECT_THAT(test::errors_of_ranks(3,
+                                    [&](int64_t, ProcessGroup& group) {
+                                      const auto found = find_checkpoint(folder, "LATEST", group);
+                                      ASSERT_TRUE(found);
+                                      EXPECT_EQ(found->state.step, 6);
+                                      EXPECT_TRUE(found->in_folder);
+                                      EXPECT_EQ(found->directory,
+                                                fs::canonical(folder).string() + "/epoch_0_step_5");
+                                      EXPECT_EQ(first_number(found->model_directory()), 1.0F);
+                                      const CheckpointStore store(folder, group, found);
+                                      EXPECT_EQ(store.moved_to(), "");
+                                    }),
               Each(""));
   EXPECT_EQ(read_bytes(folder + "/training.jsonl"), log_of(0, 6));
   EXPECT_EQ(read_bytes(folder + "/validation.jsonl"), log_of(0, 1) + log_of(5, 6));
@@ -185,8 +172,8 @@ TEST(CheckpointStore, PassesOverWhatIsNotComplete) {
   write_bytes(folder + "/epoch_0_step_1/state.json", "{}");
   EXPECT_EQ(latest().state.step, 4);
   fs::remove(folder + "/epoch_0_step_3/state.json");
-  const auto said =
-      run(2, [&](int64_t, ProcessGroup& group) { find_checkpoint(folder, "LATEST", group); });
+  const auto said = test::errors_of_ranks(
+      2, [&](int64_t, ProcessGroup& group) { find_checkpoint(folder, "LATEST", group); });
   EXPECT_THAT(said, Each(AllOf(HasSubstr("no complete checkpoint"), HasSubstr("epoch_0_step_1: "),
                                HasSubstr("epoch_0_step_3: has no state.json"),
                                HasSubstr("epoch_0_step_5: "))));
@@ -221,12 +208,13 @@ TEST(CheckpointStore, RepeatedStepsReplaceTheirCheckpoint) {
   const TemporaryDirectory dir;
   const std::string folder = dir / "run";
   make_run(folder);
-  EXPECT_THAT(run(2,
-                  [&](int64_t, ProcessGroup& group) {
-                    const auto found = find_checkpoint(folder, "epoch_0_step_1", group);
-                    CheckpointStore store(folder, group, found);
-                    save(store, group, 4, 44.0F);
-                  }),
+  EXPECT_THAT(test::errors_of_ranks(2,
+                                    [&](int64_t, ProcessGroup& group) {
+                                      const auto found =
+                                          find_checkpoint(folder, "epoch_0_step_1", group);
+                                      CheckpointStore store(folder, group, found);
+                                      save(store, group, 4, 44.0F);
+                                    }),
               Each(""));
   EXPECT_EQ(read_bytes(folder + "/training.jsonl"), log_of(0, 2));
   EXPECT_EQ(first_number(folder + "/epoch_0_step_3/model/consolidated"), 44.0F);
